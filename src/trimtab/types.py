@@ -1,0 +1,201 @@
+"""The values that rooms exchange: frozen, plain, and free of torch.
+
+A task makes `Item`s, a model turns each into an `Outcome`, evaluation writes `Record`s, metrics turn
+records into `Estimate`s. Nothing here computes a statistic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+Role = Literal["pro", "anti", "neither", "correct", "wrong"]
+Split = Literal["train", "validation", "test"]
+ROLES: tuple[Role, ...] = get_args(Role)
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One answer that an item allows."""
+
+    text: str
+    """The answer's text. A single space is put between a prompt and it where neither brings one."""
+    role: Role
+    """On ambiguous items pro (follows the stereotype), anti or neither; on others correct or wrong."""
+    group: str | None = None
+    """The group that this answer favours, where there are groups ("women", "men", ...)."""
+    position: int | None = None
+    """Where the prompt lists or mentions this option, counted from 0; None where it does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One decision put to a model."""
+
+    id: str
+    options: tuple[Option, ...]
+    concept: str
+    """What the bias is about (an occupation, ...); per-concept bias averages over these."""
+    template: str
+    """The wording that the item shares with others: the cluster for the bootstrap."""
+    ambiguous: bool
+    """True where the prompt does not settle the answer."""
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    """Either a prompt to continue or a chat to answer, never both."""
+    split: Split | None = None
+
+    def digest(self) -> str:
+        """The first 16 hex digits of a SHA-256 over everything the model is shown and may answer."""
+        shown = [
+            self.prompt,
+            [[m.role, m.content] for m in self.messages or ()],
+            [[o.text, o.role, o.group] for o in self.options],
+        ]
+        return hashlib.sha256(json.dumps(shown, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Items with a name, and how they were divided."""
+
+    name: str
+    """What `--task` said, without the data folder."""
+    items: tuple[Item, ...]
+    division: str
+    """In words: how items got their split (fixed, given, or drawn from a seed), and what was left out."""
+    seed: int | None = None
+    """The seed of a drawn division; None where the split is fixed or given."""
+
+    def split(self, name: str) -> tuple[Item, ...]:
+        """The items of one split, or all of them for "all"."""
+        return tuple(i for i in self.items if name == "all" or i.split == name)
+
+    def digest(self) -> str:
+        """SHA-256 over the items in order, ids and splits included: the training data's identity."""
+        lines = (f"{i.id}\t{i.digest()}\t{i.concept}\t{i.template}\t{i.split}" for i in self.items)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a model made of one item."""
+
+    p: tuple[float, ...]
+    """Probability of each option, normalised over the options; sums to 1."""
+    mass: float
+    """Total unnormalised probability of the options: near 0, the model would have said something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure that can be believed: value, 95 % interval, and what it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+    seed: int
+
+
+RECORD_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of a run: one item under one arm at one strength.
+
+    `arm` is "steering" (strength 0 is the base), "instruction" or "random". The item's own text rides along so that
+    a report never needs the model or the task again.
+    """
+
+    task: str
+    arm: str
+    strength: float
+    id: str
+    split: str | None
+    concept: str
+    template: str
+    ambiguous: bool
+    prompt: str
+    options: tuple[str, ...]
+    roles: tuple[str, ...]
+    groups: tuple[str | None, ...]
+    positions: tuple[int | None, ...]
+    p: tuple[float, ...]
+    mass: float
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextRecord:
+    """One neutral passage under one arm at one strength."""
+
+    arm: str
+    strength: float
+    id: str
+    tokens: int
+    """Predicted tokens in the passage."""
+    nll: float
+    """Sum of -log p over them, in nats."""
+    kl: float
+    """Sum over them of KL(steered || base), in nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRecord:
+    """One greedy completion, for people to read."""
+
+    arm: str
+    strength: float
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a long call reports as it goes; the command line draws it."""
+
+    stage: str
+    done: int
+    total: int
+    figures: tuple[tuple[str, float], ...] = ()
+    seconds_left: float | None = None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """Settings that can fit: a frozen dataclass whose `fit` returns a Steering."""
+
+    def fit(self, model: Any, items: Any, *, seed: int, progress: ProgressCallback | None = None) -> Any: ...
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A user's own reward: one number for each generated answer."""
+
+    def __call__(self, item: Item, answers: Sequence[str]) -> Sequence[float]: ...
+
+
+def by_concept(items: Sequence[Item]) -> Iterator[tuple[str, list[Item]]]:
+    """Items grouped by concept, concepts in order of first appearance."""
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.concept, []).append(item)
+    yield from groups.items()
