@@ -1,0 +1,386 @@
+"""A model with what steering needs around it: the one room, with weights.py, that knows transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from trimtab import scoring, sites
+from trimtab.errors import BadItem, FingerprintMismatch, ModelError, NoChatTemplate, NotFound, UsageError
+from trimtab.scoring import Encoded, Readout
+from trimtab.steering import Dial, Steering, Strength, attach
+from trimtab.types import Item, Message, Outcome
+from trimtab.weights import Notice, resolve
+
+Prompt = str | Sequence[Message]
+
+
+def default_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 where the processor or GPU is built for it (AMX, AVX512-BF16, CUDA, MPS), float32 elsewhere."""
+    kind = torch.device(device).type
+    if kind == "cpu":
+        able = torch.cpu.get_capabilities()
+        fast = able.get("amx_bf16") or able.get("avx512_bf16")
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16
+
+
+def default_device() -> str:
+    """The accelerator where torch sees one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return str(accelerator) if accelerator is not None else "cpu"
+
+
+def load(
+    name: str,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    notice: Notice = lambda text: None,
+) -> SteerableModel:
+    """Load a causal language model by Hugging Face id, folder, `.gguf` file or bundled name, frozen, in eval mode.
+
+    Never reaches for a network when the files are here. `notice` is told of licence terms and slow one-off work.
+    Raises NotFound (no such model), ModelError (not a model, damaged, out of memory), MissingExtra (GGUF support),
+    UsageError (unknown dtype or device).
+    """
+    where = device or default_device()
+    kind = _dtype(dtype) if dtype is not None else default_dtype(_device(where))
+    source, local = resolve(name, kind, notice)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    options: dict[str, Any] = {"local_files_only": local}
+    if revision is not None:
+        options["revision"] = revision
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        hf = AutoModelForCausalLM.from_pretrained(source, dtype=kind, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if local:
+            raise ModelError(f"{source} cannot be loaded as a causal language model: {_one_line(error)}") from error
+        raise NotFound(
+            f"no model '{name}': it is no folder, .gguf file or bundled name, and the Hugging Face hub did not give it "
+            f"({_one_line(error)})"
+        ) from error
+    except Exception as error:  # safetensors raises a type of its own for a damaged file
+        raise ModelError(f"{source} cannot be loaded: {_one_line(error)}") from error
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
+    return SteerableModel(hf.to(_device(where)), tokenizer, name)
+
+
+class SteerableModel:
+    """A frozen causal language model, its tokenizer, and the calls that scoring, learning and chatting need."""
+
+    def __init__(self, hf: nn.Module, tokenizer: Any, name: str) -> None:
+        self.hf = hf.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self._dials: list[Dial] = []
+        self._fingerprint: tuple[int, str] | None = None
+        # Batched generation reads its next token from the last column.
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+
+    # -- what it is
+
+    @property
+    def family(self) -> str:
+        """The architecture's model type, such as "llama"."""
+        return sites.family(self.hf)
+
+    @property
+    def body(self) -> nn.Module:
+        """The language backbone: ids in, last hidden state out."""
+        return self.hf.base_model  # type: ignore[return-value]
+
+    @property
+    def readout(self) -> Readout:
+        """Last hidden state in, logits out."""
+        head = self.hf.get_output_embeddings()  # type: ignore[operator]
+        if head is None:
+            raise ModelError(f"{self.name} ({type(self.hf).__name__}) has no unembedding, so it cannot score text")
+        return Readout(head, self._text_config())
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return next(self.hf.parameters()).dtype
+
+    @property
+    def context(self) -> int:
+        """The most tokens it takes."""
+        return int(getattr(self._text_config(), "max_position_embeddings", 0) or 2**31)
+
+    @property
+    def chats(self) -> bool:
+        """Whether it has a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def _text_config(self) -> Any:
+        return self.hf.config.get_text_config()  # type: ignore[union-attr, operator]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over every weight, rounded to bfloat16: the same model in another dtype has the same one."""
+        version = sum(p._version for p in self.hf.parameters())
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.hf.state_dict().items()):
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                plain = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+                digest.update(memoryview(plain.numpy()).cast("B") if plain.numel() else b"")
+            self._fingerprint = version, digest.hexdigest()
+        return self._fingerprint[1]
+
+    # -- steering
+
+    @contextmanager
+    def steer(
+        self,
+        steering: Steering,
+        strength: Strength = 1.0,
+        *,
+        beyond_range: bool = False,
+        other_weights: bool = False,
+    ) -> Iterator[Dial]:
+        """Steer within the block: `h' = h + w (A h + c)` at the steering's sites, with w the strength.
+
+        A list gives one strength a row of the batch. Raises FingerprintMismatch where the steering was learned on other
+        weights (`other_weights=True` overrides that, not the family or the width), and what `attach` raises.
+        """
+        made_for = steering.card.get("model", {})
+        if made_for.get("family", self.family) != self.family:
+            raise FingerprintMismatch(
+                f"the steering was learned on a '{made_for['family']}' model, {self.name} is '{self.family}'"
+            )
+        if not other_weights and made_for.get("fingerprint", self.fingerprint()) != self.fingerprint():
+            raise FingerprintMismatch(
+                f"the steering was learned on {made_for.get('id')} with fingerprint {made_for['fingerprint'][:12]}, "
+                f"{self.name} has {self.fingerprint()[:12]}: other weights. Learn it anew, or pass other_weights=True "
+                "(--other-weights) to use it all the same"
+            )
+        with attach(self.hf, steering, strength, beyond_range=beyond_range) as dial:
+            self._dials.append(dial)
+            try:
+                yield dial
+            finally:
+                self._dials.remove(dial)
+
+    @contextmanager
+    def unsteered(self) -> Iterator[None]:
+        """Within it every dial is off: the base model, without losing anyone's steering."""
+        with ExitStack() as stack:
+            for dial in self._dials:
+                stack.enter_context(dial.off())
+            yield
+
+    @contextmanager
+    def _rows(self, index: Sequence[int]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for dial in self._dials:
+                stack.enter_context(dial.rows(index))
+            yield
+
+    # -- text to tokens
+
+    def render(self, prompt: Prompt, instruction: str | None = None) -> str:
+        """The text the model is shown: the prompt, or the chat in the model's own template with the answer begun.
+
+        `instruction` goes before a prompt, or into a chat's system turn (the first user turn where the template
+        refuses a system turn). Raises NoChatTemplate for a chat without a template.
+        """
+        if isinstance(prompt, str):
+            return prompt if instruction is None else f"{instruction}\n\n{prompt}"
+        if not self.chats:
+            raise NoChatTemplate(
+                f"{self.name} has no chat template (a base model?); give a prompt instead of messages, or use an "
+                "instruction-tuned model"
+            )
+        turns = [{"role": m.role, "content": m.content} for m in prompt]
+        if instruction is None:
+            return self._templated(turns)
+        system, rest = (turns[0]["content"], turns[1:]) if turns[0]["role"] == "system" else ("", turns)
+        joined = f"{system}\n\n{instruction}".strip()
+        try:
+            return self._templated([{"role": "system", "content": joined}, *rest])
+        except ModelError:
+            first = {"role": rest[0]["role"], "content": f"{joined}\n\n{rest[0]['content']}"}
+            return self._templated([first, *rest[1:]])
+
+    def _templated(self, turns: list[dict[str, str]]) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # jinja raises whatever the template's author chose
+            raise ModelError(f"the chat template of {self.name} refuses this chat: {_one_line(error)}") from error
+
+    def tokens(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Token ids of texts, each with the begin-of-text token of the model exactly once where it uses one."""
+        start = self._start()
+        plain = self.tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
+        return [tuple(ids) if ids[: len(start)] == start else (*start, *ids) for ids in plain]
+
+    def _start(self) -> list[int]:
+        marks = self.tokenizer("").input_ids
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and marks[:1] == [bos] else []
+
+    def encode(self, items: Sequence[Item], instruction: str | None = None) -> list[Encoded]:
+        """Items as token ids, split where the prompt's tokens and all options' tokens part.
+
+        Prompt and option are tokenised together, because tokens may join across their border. Raises BadItem for
+        options that tokenise alike and for prompts beyond the context.
+        """
+        texts: list[str] = []
+        for item in items:
+            prompt = self.render(item.prompt if item.prompt is not None else item.messages or (), instruction)
+            # A trailing space would be a token of its own; it belongs to the option's first word.
+            stem = prompt.rstrip(" ") if item.prompt is not None else prompt
+            texts.append(stem)
+            for option in item.options:
+                space = item.prompt is not None and not (option.text[:1].isspace() or stem[-1:].isspace())
+                texts.append(stem + (" " if space else "") + option.text)
+        ids = iter(self.tokens(texts))
+        return [self._parted(item, next(ids), [next(ids) for _ in item.options]) for item in items]
+
+    def _parted(self, item: Item, prompt: tuple[int, ...], wholes: list[tuple[int, ...]]) -> Encoded:
+        if len(set(wholes)) < len(wholes):
+            texts = [o.text for o in item.options]
+            raise BadItem(f"item '{item.id}': two of its options {texts} become the same tokens; make them differ")
+        n = 0
+        shortest = min(len(prompt), min(map(len, wholes)) - 1)
+        while n < shortest and all(w[n] == prompt[n] for w in wholes):
+            n += 1
+        if n == 0:
+            raise BadItem(f"item '{item.id}': its prompt and options share no first token, so there is nothing to go on")
+        longest = max(map(len, wholes))
+        if longest > self.context:
+            raise BadItem(f"item '{item.id}' needs {longest} tokens, {self.name} takes {self.context}")
+        return Encoded(prompt[:n], tuple(w[n:] for w in wholes))
+
+    # -- scoring
+
+    @torch.no_grad()
+    def score(
+        self,
+        items: Sequence[Item],
+        *,
+        instruction: str | None = None,
+        tokens_per_batch: int = 4096,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[Outcome]:
+        """The probability of each option of each item, normalised over its options, and their total probability."""
+        if not items:
+            return []
+        scores = scoring.score(
+            self.body,
+            self.readout,
+            self.encode(items, instruction),
+            tokens_per_batch=tokens_per_batch,
+            share=not self._steers_rows(),
+            rows=self._rows if self._dials else None,
+            on_batch=on_batch,
+        )
+        return [
+            Outcome(tuple(s.logp.double().softmax(0).tolist()), min(1.0, math.exp(float(s.log_mass)))) for s in scores
+        ]
+
+    @torch.no_grad()
+    def logp(self, texts: Sequence[str], *, given: str = "") -> list[Tensor]:
+        """log P of each token of each text after its first, or of all of them after the words `given`."""
+        if not given:
+            return scoring.sequence_logp(self.body, self.readout, self.tokens(texts))
+        skip = len(self.tokens([given])[0])
+        return scoring.sequence_logp(self.body, self.readout, self.tokens([f"{given}{t}" for t in texts]), skip=skip)
+
+    def _steers_rows(self) -> bool:
+        return any(dial.strength.ndim for dial in self._dials)
+
+    # -- generating
+
+    @overload
+    def generate(self, prompts: str | Sequence[Message], max_new_tokens: int = ..., **options: Any) -> str: ...
+    @overload
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int = ..., **options: Any) -> list[str]: ...
+    def generate(self, prompts: Any, max_new_tokens: int = 40, **options: Any) -> str | list[str]:
+        """Continue a prompt, or answer a chat; one text for one prompt, a list for a list.
+
+        `options` go to transformers' generate (do_sample, temperature, ...); without them decoding is greedy.
+        """
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Message))
+        batch: list[Prompt] = [prompts] if single else list(prompts)
+        if not batch:
+            raise UsageError("generate needs at least one prompt")
+        rows = self.tokens([self.render(p) for p in batch])
+        new = self.generate_ids(rows, max_new_tokens=max_new_tokens, **options)
+        texts = [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in new]
+        return texts[0] if single else texts
+
+    @torch.no_grad()
+    def generate_ids(self, rows: Sequence[tuple[int, ...]], **options: Any) -> list[list[int]]:
+        """The tokens that follow each row, end-of-text cut off; rows are padded on the left."""
+        for row in rows:
+            if not row:
+                raise UsageError("an empty prompt has no token to continue from")
+            if len(row) > self.context:
+                raise UsageError(f"a prompt has {len(row)} tokens, {self.name} takes {self.context}")
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.tensor([[pad] * (width - len(r)) + list(r) for r in rows], device=self.device)
+        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.device)
+        settings = {"do_sample": False, "pad_token_id": pad, **options}
+        out = self.hf.generate(input_ids=ids, attention_mask=mask, **settings)[:, width:]  # type: ignore[operator]
+        stops = set(_as_list(self.hf.generation_config.eos_token_id)) | {self.tokenizer.eos_token_id}  # type: ignore[union-attr]
+        return [_until(row, stops) for row in out.tolist()]
+
+
+def _until(row: list[int], stops: set[int | None]) -> list[int]:
+    for place, token in enumerate(row):
+        if token in stops:
+            return row[:place]
+    return row
+
+
+def _as_list(value: int | list[int] | None) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _dtype(value: str | torch.dtype) -> torch.dtype:
+    if isinstance(value, torch.dtype):
+        return value
+    known: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+    if value not in known:
+        raise UsageError(f"dtype '{value}' is not one of {', '.join(known)}")
+    return known[value]
+
+
+def _device(value: str) -> torch.device:
+    try:
+        device = torch.device(value)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device '{value}' cannot be used here: {_one_line(error)}") from error
+    return device
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
+
+

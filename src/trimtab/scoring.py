@@ -1,0 +1,252 @@
+"""Option scoring that computes only what is needed.
+
+    log P(o | x) = sum_t log softmax(U h_t)[o_t]            h_t: last hidden state before token t of option o
+
+Prefixes that items share are run once, an item's prompt is run once for all its options, and hidden states are
+unembedded only where an option's token is predicted. Rows are padded on the right and never masked: in a causal model a
+token cannot see what stands to its right, so batches and single items agree and the fast attention path is open.
+This room takes modules and token ids; how a prompt becomes ids is model.py's business.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+SHARED_AT_LEAST = 4
+"""A prefix that all items share is run once from this many tokens on; below it a cache costs more than it saves."""
+LOGITS_AT_ONCE = 2**25
+"""How many logits are held at a time (128 MiB in float32)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An item as token ids: the prompt, and for each option what follows it."""
+
+    prompt: tuple[int, ...]
+    options: tuple[tuple[int, ...], ...]
+
+
+class Readout:
+    """From a last hidden state to logits, for a few vocabulary rows or for all.
+
+    `logits = cap(scale * (U h + b))`, with the soft cap of Gemma 2 and the scales of Cohere and Granite where the
+    config has them.
+    """
+
+    def __init__(self, head: nn.Linear, config: object) -> None:
+        self.weight = head.weight
+        self.bias = head.bias
+        self._scale = float(getattr(config, "logit_scale", None) or 1.0)
+        self._scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        self._cap = getattr(config, "final_logit_softcapping", None)
+
+    def __call__(self, h: Float[Tensor, "n dim"], rows: Int[Tensor, " k"] | None = None) -> Float[Tensor, "n k"]:
+        """Logits in float32; over the whole vocabulary where `rows` is None."""
+        weight = self.weight if rows is None else self.weight[rows]
+        bias = self.bias if rows is None or self.bias is None else self.bias[rows]
+        logits = nn.functional.linear(h, weight, bias).float()
+        if self._scale != 1.0:
+            logits = logits * self._scale
+        if self._cap is not None:
+            logits = self._cap * torch.tanh(logits / self._cap)
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Unnormalised log-probabilities of one item's options, and the log of their total probability."""
+
+    logp: Float[Tensor, " options"]
+    """log P(option | prompt), summed over its tokens."""
+    log_mass: Float[Tensor, ""]
+    """log of the sum of P over the options, overlapping options (one a prefix of another) counted once."""
+
+
+RowSelector = Callable[[Sequence[int]], AbstractContextManager[None]]
+
+
+def score(
+    body: nn.Module,
+    readout: Readout,
+    items: Sequence[Encoded],
+    *,
+    tokens_per_batch: int = 4096,
+    share: bool = True,
+    rows: RowSelector | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Scores]:
+    """Score every item's options; differentiable where gradients are enabled.
+
+    `tokens_per_batch` bounds padded tokens a forward pass. `share=False` runs no prefix once for all (needed where
+    rows are steered differently, and under activation checkpointing, which forbids caches between passes). `rows`
+    tells a dial which items the rows of the coming pass belong to.
+    """
+    device = readout.weight.device
+    shared = _common_prefix([i.prompt for i in items]) if share and len(items) > 1 else 0
+    stem = None
+    if shared >= SHARED_AT_LEAST:
+        ids = torch.tensor([items[0].prompt[:shared]], device=device)
+        with _select(rows, [0]):
+            stem = body(input_ids=ids, use_cache=True).past_key_values
+    else:
+        shared = 0
+    results: dict[int, Scores] = {}
+    for batch in _batches(items, shared, tokens_per_batch, exact=not share):
+        for index, scores in zip(batch, _score_batch(body, readout, items, batch, stem, shared, share, rows), strict=True):
+            results[index] = scores
+        if on_batch is not None:
+            on_batch(len(batch))
+    return [results[i] for i in range(len(items))]
+
+
+def _score_batch(
+    body: nn.Module,
+    readout: Readout,
+    items: Sequence[Encoded],
+    batch: list[int],
+    stem: object | None,
+    shared: int,
+    share: bool,
+    rows: RowSelector | None,
+) -> Iterator[Scores]:
+    device = readout.weight.device
+    prompts = [items[i].prompt[shared:] for i in batch]
+    longer = any(len(o) > 1 for i in batch for o in items[i].options)
+    with _select(rows, batch):
+        cache = _expanded(stem, len(batch))
+        out = body(input_ids=_padded(prompts, device), past_key_values=cache, use_cache=cache is not None or longer and share)
+    last = torch.tensor([len(p) - 1 for p in prompts], device=device)
+    h = out.last_hidden_state[torch.arange(len(batch), device=device), last]
+    width = max(len(items[i].options) for i in batch)
+    heads = [[o[0] for o in items[i].options] for i in batch]
+    tokens = torch.tensor([[*row, *([0] * (width - len(row)))] for row in heads], device=device)
+    first = _log_softmax_at(readout, h, tokens)
+    tails = _tails(body, readout, items, batch, out.past_key_values, share, rows) if longer else {}
+    for row, index in enumerate(batch):
+        options = items[index].options
+        logp = first[row, : len(options)]
+        if longer:
+            logp = torch.stack([logp[k] + tails[row, k] if (row, k) in tails else logp[k] for k in range(len(options))])
+        yield Scores(logp, torch.logsumexp(logp[_disjoint(options)], 0))
+
+
+def _tails(
+    body: nn.Module,
+    readout: Readout,
+    items: Sequence[Encoded],
+    batch: list[int],
+    cache: object,
+    share: bool,
+    rows: RowSelector | None,
+) -> dict[tuple[int, int], Tensor]:
+    """log P of everything after the first token, for each (row, option) that has more than one."""
+    device = readout.weight.device
+    jobs = [(row, k) for row, i in enumerate(batch) for k, o in enumerate(items[i].options) if len(o) > 1]
+    tails = [items[batch[row]].options[k] for row, k in jobs]
+    chosen = [batch[row] for row, _ in jobs]
+    with _select(rows, chosen):
+        if share:
+            cache.batch_select_indices(torch.tensor([row for row, _ in jobs], device=device))  # type: ignore[attr-defined]
+            out = body(input_ids=_padded([t[:-1] for t in tails], device), past_key_values=cache, use_cache=True)
+            start = [0] * len(jobs)
+        else:
+            whole = [items[i].prompt + t[:-1] for i, t in zip(chosen, tails, strict=True)]
+            out = body(input_ids=_padded(whole, device), use_cache=False)
+            start = [len(items[i].prompt) for i in chosen]
+    at = [(j, start[j] + t, token) for j, tail in enumerate(tails) for t, token in enumerate(tail[1:])]
+    index = torch.tensor(at, device=device)
+    picked = _log_softmax_at(readout, out.last_hidden_state[index[:, 0], index[:, 1]], index[:, 2:]).squeeze(1)
+    sums = torch.zeros(len(jobs), device=device).index_add(0, index[:, 0], picked)
+    return dict(zip(jobs, sums.unbind(0), strict=True))
+
+
+def _log_softmax_at(
+    readout: Readout, h: Float[Tensor, "n dim"], tokens: Int[Tensor, "n k"]
+) -> Float[Tensor, "n k"]:
+    """log softmax of the logits at a few tokens a row, never holding more than LOGITS_AT_ONCE logits."""
+    step = max(1, LOGITS_AT_ONCE // readout.weight.shape[0])
+    parts = []
+    for start in range(0, len(h), step):
+        logits = readout(h[start : start + step])
+        parts.append(logits.gather(1, tokens[start : start + step]) - logits.logsumexp(-1, keepdim=True))
+    return torch.cat(parts)
+
+
+def sequence_logp(
+    body: nn.Module, readout: Readout, sequences: Sequence[tuple[int, ...]], *, skip: int = 0
+) -> list[Float[Tensor, " tokens"]]:
+    """log P of each token of each sequence given those before it, the first `skip + 1` tokens being given."""
+    device = readout.weight.device
+    out: list[Float[Tensor, " tokens"]] = []
+    for ids in sequences:
+        row = torch.tensor([ids], device=device)
+        h = body(input_ids=row, use_cache=False).last_hidden_state[0, skip:-1]
+        out.append(_log_softmax_at(readout, h, row[0, skip + 1 :, None]).squeeze(1))
+    return out
+
+
+def _batches(items: Sequence[Encoded], shared: int, budget: int, *, exact: bool) -> Iterator[list[int]]:
+    """Indices of items in batches of like length.
+
+    Items with longer options continue from a cache, and a cache row may not end in padding: they are grouped by exact
+    length. Single-token items may be padded, within an eighth of their length.
+    """
+    buckets: dict[tuple[bool, int], list[int]] = defaultdict(list)
+    for i, item in enumerate(items):
+        longer = any(len(o) > 1 for o in item.options)
+        length = len(item.prompt) - shared
+        buckets[longer, length].append(i)
+    merged: list[tuple[bool, int, list[int]]] = []
+    for (longer, length), members in sorted(buckets.items(), reverse=True):
+        fits = merged and not longer and not merged[-1][0] and merged[-1][1] <= length + max(1, length // 8)
+        if fits:
+            merged[-1][2].extend(members)
+        else:
+            merged.append((longer, length, list(members)))
+    for longer, length, members in merged:
+        widest = max(sum(len(o) for o in items[i].options) for i in members) if longer else 1
+        step = max(1, budget // max(length, widest))
+        for start in range(0, len(members), step):
+            yield members[start : start + step]
+
+
+def _disjoint(options: tuple[tuple[int, ...], ...]) -> list[int]:
+    """Options that are no continuation of another: P("he was") is part of P("he")."""
+    return [k for k, o in enumerate(options) if not any(o[: len(p)] == p and o != p for p in options)]
+
+
+def _expanded(stem: object | None, rows: int) -> object | None:
+    if stem is None:
+        return None
+    # Cache layers replace their tensors and never write into them, so shallow copies do not see each other; a deep
+    # copy would refuse tensors that carry a graph.
+    mine = copy.copy(stem)
+    mine.layers = [copy.copy(layer) for layer in stem.layers]  # type: ignore[attr-defined]
+    mine.batch_repeat_interleave(rows)  # type: ignore[attr-defined]
+    return mine
+
+
+def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that all prompts start with, leaving each at least one of its own."""
+    low, high = min(prompts), max(prompts)
+    n = 0
+    while n < min(len(low), len(high)) and low[n] == high[n]:
+        n += 1
+    return min(n, min(len(p) for p in prompts) - 1)
+
+
+def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> Int[Tensor, "rows tokens"]:
+    width = max(map(len, rows))
+    return torch.tensor([[*r, *([0] * (width - len(r)))] for r in rows], device=device)
+
+
+def _select(rows: RowSelector | None, index: Sequence[int]) -> AbstractContextManager[None]:
+    return nullcontext() if rows is None else rows(index)

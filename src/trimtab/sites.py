@@ -1,0 +1,220 @@
+"""Sites: named points of the forward pass, the same names in every family.
+
+    layers.12.norm.attn_in    output of the norm before attention in block 12
+    layers.12.norm.attn_out   output of the norm after attention (Gemma 2/3, OLMo 2)
+    layers.12.norm.mlp_in     output of the norm before the feed-forward part
+    layers.12.norm.mlp_out    output of the norm after it (Gemma 2/3, OLMo 2)
+    layers.12.attn.proj_in    input of the attention output projection
+    layers.12.out             output of block 12
+    norm.final                output of the norm before the unembedding
+    module:PATH               output of any module, by its own name; module:PATH@input its first input
+
+A pattern may hold `*`, an inclusive range of layers (`layers.4-9.out`), and a comma for several patterns. The table
+below is the one place that knows how a family calls its parts. It sees modules and attributes only, never transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from trimtab.errors import SiteError, UnknownFamily
+
+NORMS = "layers.*.norm.*,norm.final"
+"""The pattern of every norm output of the backbone: what DSO steers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How one family names the parts of its language backbone."""
+
+    norms: Mapping[str, str]
+    """Site name -> attribute of a block, in the order of the forward pass."""
+    layers: str = "layers"
+    final: str = "norm"
+    proj: str = "self_attn.o_proj"
+
+
+_PRE = Family({"attn_in": "input_layernorm", "mlp_in": "post_attention_layernorm"})
+_SANDWICH = Family(
+    {
+        "attn_in": "input_layernorm",
+        "attn_out": "post_attention_layernorm",
+        "mlp_in": "pre_feedforward_layernorm",
+        "mlp_out": "post_feedforward_layernorm",
+    }
+)
+FAMILIES: Mapping[str, Family] = {
+    "llama": _PRE,
+    "mistral": _PRE,
+    "gemma": _PRE,
+    "qwen2": _PRE,
+    "qwen3": _PRE,
+    "phi3": _PRE,
+    "gemma2": _SANDWICH,
+    "gemma3_text": _SANDWICH,
+    "olmo2": Family({"attn_out": "post_attention_layernorm", "mlp_out": "post_feedforward_layernorm"}),
+    "phi": Family({"attn_in": "input_layernorm"}, final="final_layernorm", proj="self_attn.dense"),
+    "gpt2": Family({"attn_in": "ln_1", "mlp_in": "ln_2"}, layers="h", final="ln_f", proj="attn.c_proj"),
+    "gpt_neox": Family(dict(_PRE.norms), final="final_layer_norm", proj="attention.dense"),
+    "opt": Family(
+        {"attn_in": "self_attn_layer_norm", "mlp_in": "final_layer_norm"},
+        final="final_layer_norm",
+        proj="self_attn.out_proj",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A named point of one model's forward pass."""
+
+    name: str
+    module: nn.Module = field(repr=False, compare=False)
+    side: Literal["output", "input"]
+    width: int | None
+    """Size of the last axis there; None where the module does not tell."""
+
+
+def family(root: nn.Module) -> str:
+    """The model type of the language part, as its config states it ("llama", "gemma3_text", ...)."""
+    config = getattr(root, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return str(getattr(text, "model_type", type(root).__name__))
+
+
+def backbone(root: nn.Module) -> nn.Module:
+    """The module that owns the blocks and the final norm of the language part.
+
+    A vision tower inside the same model has another model type and is never picked, however deep it is. Raises
+    UnknownFamily, with the module names, where the table has no row.
+    """
+    kind = family(root)
+    row = FAMILIES.get(kind)
+    if row is not None:
+        for module in root.modules():
+            same = family(module) == kind if getattr(module, "config", None) is not None else False
+            if same and isinstance(getattr(module, row.layers, None), nn.ModuleList):
+                return module
+    raise _unknown(root, kind)
+
+
+def names(root: nn.Module) -> dict[str, Site]:
+    """Every named site of the model in the order of the forward pass."""
+    body = backbone(root)
+    row = FAMILIES[family(root)]
+    hidden = _hidden_size(root)
+    found: dict[str, Site] = {}
+
+    def add(name: str, module: nn.Module | None, side: Literal["output", "input"], width: int | None) -> None:
+        if module is not None:
+            found[name] = Site(name, module, side, width)
+
+    for index, block in enumerate(getattr(body, row.layers)):
+        before = [(n, a) for n, a in row.norms.items() if n == "attn_in"]
+        after = [(n, a) for n, a in row.norms.items() if n != "attn_in"]
+        for name, attribute in before:
+            add(f"layers.{index}.norm.{name}", _child(block, attribute), "output", hidden)
+        proj = _child(block, row.proj)
+        add(f"layers.{index}.attn.proj_in", proj, "input", _input_width(proj))
+        for name, attribute in after:
+            add(f"layers.{index}.norm.{name}", _child(block, attribute), "output", hidden)
+        add(f"layers.{index}.out", block, "output", hidden)
+    add("norm.final", _child(body, row.final), "output", hidden)
+    return found
+
+
+def find(root: nn.Module, pattern: str | Iterable[str]) -> list[Site]:
+    """The sites that a pattern names, in the order of the forward pass; every part of it must match something."""
+    parts = [p.strip() for p in pattern.split(",")] if isinstance(pattern, str) else list(pattern)
+    table = {} if all(p.startswith("module:") for p in parts) else names(root)
+    chosen: dict[str, Site] = {}
+    for part in parts:
+        if part.startswith("module:"):
+            matches = _by_module(root, part)
+        else:
+            accept = re.compile("|".join(fnmatch.translate(p) for p in _expand_ranges(part)))
+            matches = [site for name, site in table.items() if accept.match(name)]
+        if not matches:
+            raise _no_such_site(root, part, list(table))
+        chosen.update({site.name: site for site in matches})
+    order = {name: place for place, name in enumerate(table)}
+    return sorted(chosen.values(), key=lambda site: order.get(site.name, len(order)))
+
+
+def _by_module(root: nn.Module, part: str) -> list[Site]:
+    path, _, side = part.removeprefix("module:").partition("@")
+    if side not in ("", "input", "output"):
+        raise SiteError(f"'{part}': after @ comes 'input' or 'output', not '{side}'")
+    sites = []
+    for name, module in root.named_modules():
+        if name and fnmatch.fnmatchcase(name, path):
+            width = _input_width(module) if side == "input" else _output_width(module)
+            label = f"module:{name}" + ("@input" if side == "input" else "")
+            sites.append(Site(label, module, "input" if side == "input" else "output", width))
+    return sites
+
+
+def _expand_ranges(pattern: str) -> list[str]:
+    match = re.search(r"(?<=\.)(\d+)-(\d+)(?=\.|$)", pattern)
+    if match is None:
+        return [pattern]
+    first, last = int(match[1]), int(match[2])
+    return [pattern[: match.start()] + str(i) + pattern[match.end() :] for i in range(first, last + 1)]
+
+
+def _child(module: nn.Module, path: str) -> nn.Module | None:
+    for part in path.split("."):
+        module = getattr(module, part, None)  # type: ignore[assignment]
+        if module is None:
+            return None
+    return module
+
+
+def _hidden_size(root: nn.Module) -> int | None:
+    config = getattr(root, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    size = getattr(text, "hidden_size", None)
+    return int(size) if size is not None else None
+
+
+def _input_width(module: nn.Module | None) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    weight = getattr(module, "weight", None)  # GPT-2's Conv1D keeps (in, out)
+    return int(weight.shape[0]) if weight is not None else None
+
+
+def _output_width(module: nn.Module) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    weight = getattr(module, "weight", None)
+    return int(weight.shape[-1]) if weight is not None else None
+
+
+def _unknown(root: nn.Module, kind: str) -> UnknownFamily:
+    collapsed: dict[str, None] = {}
+    for name, _ in root.named_modules():
+        collapsed.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", name), None)
+    listing = "\n  ".join(name for name in collapsed if name)
+    return UnknownFamily(
+        f"no site table for the family '{kind}' (known: {', '.join(sorted(FAMILIES))}). "
+        "Name sites by pattern instead, for example sites='module:PATH' with * for the block number, "
+        f"from the module names this model has:\n  {listing}"
+    )
+
+
+def _no_such_site(root: nn.Module, part: str, table: list[str]) -> SiteError:
+    if part.startswith("module:"):
+        available = [f"module:{name}" for name, _ in root.named_modules() if name]
+    else:
+        available = table
+    near = difflib.get_close_matches(part, available, n=3)
+    shown = near or available[:8]
+    return SiteError(f"no site '{part}' in this model; {'nearest' if near else 'it has'}: {', '.join(shown)}")

@@ -1,0 +1,343 @@
+"""A Steering is what was learned; `attach` puts it beside a model; the Dial it returns is the strength.
+
+    h' = h + sum_i w_i (A_i h + c_i)        every delta is computed from the untouched h, so order does not matter
+
+This room sees modules and tensors, never transformers.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from trimtab import sites
+from trimtab.errors import SiteError, SteeringError, StrengthError, UnknownFamily
+from trimtab.interventions import Diagonal, Intervention, LowRank
+
+Strength = float | int | Sequence[float] | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """A frozen {site: interventions} with the card that says what it is."""
+
+    interventions: Mapping[str, tuple[Intervention, ...]]
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained_range(self) -> tuple[float, float]:
+        """The strengths it was trained for; [0, 1] where the card is silent."""
+        low, high = self.card.get("strength", {}).get("trained", (0.0, 1.0))
+        return float(low), float(high)
+
+    def numbers(self) -> int:
+        """How many numbers it holds."""
+        return sum(t.numel() for group in self.interventions.values() for i in group for t in i.tensors().values())
+
+    def random(self, seed: int) -> Steering:
+        """A random direction of the same norm: each tensor's norm kept, its direction drawn anew.
+
+        The negative control: what does as well as the learned steering after this was not learned. For LowRank the
+        factors are drawn and rescaled so that the Frobenius norm of `L R` is kept.
+        """
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(t: Tensor) -> Tensor:
+            noise = torch.randn(t.shape, generator=generator)
+            return noise * (t.float().norm() / noise.norm())
+
+        def twin(i: Intervention) -> Intervention:
+            if isinstance(i, Diagonal):
+                return Diagonal(None if i.a is None else drawn(i.a), drawn(i.c))
+            L, R = drawn(i.L), drawn(i.R)
+            return LowRank(L * ((i.L @ i.R).norm() / (L @ R).norm()), R, i.m)
+
+        twins = {site: tuple(map(twin, group)) for site, group in self.interventions.items()}
+        return Steering(twins, {**self.card, "learner": f"random direction, same norm, seed {seed}"})
+
+
+@dataclass(eq=False)
+class _Voice:
+    """One steering's share of one site, and its products with the strength, kept until the dial turns."""
+
+    dial: Dial
+    site: str
+    group: tuple[Intervention, ...]
+    kept: dict[Any, list[tuple[Tensor | None, Tensor]]] = field(default_factory=dict)
+
+    def add(self, h: Tensor, out: Tensor) -> Tensor:
+        """`out` plus this share's delta of the untouched `h`; rows of strength 0 come back bit for bit."""
+        self.dial.fired.add(self.site)
+        compiling = torch.compiler.is_compiling()
+        # Eager code may skip work at strength 0; a compiled graph must not be specialised on today's strength.
+        if self.dial._zero and not compiling:
+            return out
+        w = self.dial._broadcast(h)
+        steered = out
+        for intervention, (wa, wc) in zip(self.group, self._products(w, h, compiling), strict=True):
+            if isinstance(intervention, LowRank):
+                steered = steered + (w * intervention.delta(h).float()).to(h.dtype)
+            elif wa is None:
+                steered = steered + wc
+            else:
+                steered = torch.addcmul(steered + wc, h, wa)
+        if compiling or (w.ndim and self.dial._some_zero):
+            steered = torch.where(w == 0, out, steered)
+        return steered
+
+    def _products(self, w: Tensor, h: Tensor, compiling: bool) -> list[tuple[Tensor | None, Tensor]]:
+        """`(w a, w c)` of each Diagonal in the dtype of h, rounded once: one strength gives one result on any path."""
+        learning = any(t.requires_grad for i in self.group for t in i.tensors().values())
+        keep = not (compiling or learning) and w.numel() <= max(1, h.shape[0])
+        key = (h.dtype, h.device, w.shape)
+        if keep and key in self.kept:
+            return self.kept[key]
+        made = []
+        for i in self.group:
+            if i.width != h.shape[-1]:
+                raise SiteError(f"site '{self.site}' is {h.shape[-1]} wide, the steering was made for {i.width}")
+            a = i.a if isinstance(i, Diagonal) else None
+            c = i.c if isinstance(i, Diagonal) else h.new_zeros(())
+            scaled = None if a is None else (w * a.to(h.device)).to(h.dtype)
+            made.append((scaled, (w * c.to(h.device)).to(h.dtype)))
+        if keep:
+            self.kept[key] = made
+        return made
+
+
+class _SiteHook:
+    """The one hook on a module: sums the deltas of all dials from the untouched activation."""
+
+    def __init__(self, site: sites.Site) -> None:
+        self.site = site
+        self.voices: list[_Voice] = []
+        if site.side == "output":
+            self.handle = site.module.register_forward_hook(self._on_output)
+        else:
+            self.handle = site.module.register_forward_pre_hook(self._on_input)
+
+    def _on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            steered = self._steer(output[0])
+            return None if steered is output[0] else (steered, *output[1:])
+        steered = self._steer(output)
+        return None if steered is output else steered
+
+    def _on_input(self, module: nn.Module, args: Any) -> Any:
+        steered = self._steer(args[0])
+        return None if steered is args[0] else (steered, *args[1:])
+
+    def _steer(self, h: Tensor) -> Tensor:
+        out = h
+        for voice in self.voices:
+            out = voice.add(h, out)
+        return out
+
+    def remove(self, voice: _Voice) -> None:
+        """Take one share away; the hook goes with the last."""
+        self.voices.remove(voice)
+        if not self.voices:
+            self.handle.remove()
+            _hooks[self.site.module].pop(self.site.side, None)
+
+
+_hooks: weakref.WeakKeyDictionary[nn.Module, dict[str, _SiteHook]] = weakref.WeakKeyDictionary()
+
+
+class Dial:
+    """The strength of an attached steering; a context manager that leaves no hook behind.
+
+    `strength` is one number, one a row (rows,), or one a token (rows, tokens) counted from the first column of the
+    input, left padding included; tokens decoded beyond the last column keep the last column's strength. It is kept in
+    a tensor that is changed in place, so that a compiled model is not compiled again when it turns.
+    """
+
+    def __init__(self, root: nn.Module, steering: Steering, strength: Strength, *, beyond_range: bool) -> None:
+        self.steering = steering
+        self.fired: set[str] = set()
+        self._beyond_range = beyond_range
+        self._w = torch.zeros(())
+        self._zero = True
+        self._some_zero = True
+        self._select: Tensor | None = None
+        self._rows_tokens: tuple[int, int] | None = None
+        self._past = 0
+        self._check_count = False
+        self._attached: list[tuple[_SiteHook, _Voice]] = []
+        self.strength = strength
+        _refuse_compiled(root)
+        resolved = sites.find(root, list(steering.interventions)) if steering.interventions else []
+        for site in resolved:
+            for intervention in steering.interventions[site.name]:
+                if site.width is not None and intervention.width != site.width:
+                    raise SiteError(
+                        f"site '{site.name}' is {site.width} wide, the steering was made for {intervention.width}; "
+                        "it belongs to another model"
+                    )
+        try:
+            entry = sites.backbone(root)
+        except UnknownFamily:
+            entry = root
+        self._entry = entry.register_forward_pre_hook(self._on_forward, with_kwargs=True)
+        for site in resolved:
+            table = _hooks.setdefault(site.module, {})
+            hook = table.get(site.side)
+            if hook is None:
+                hook = table[site.side] = _SiteHook(site)
+            voice = _Voice(self, site.name, steering.interventions[site.name])
+            hook.voices.append(voice)
+            self._attached.append((hook, voice))
+
+    # -- the strength
+
+    @property
+    def strength(self) -> Tensor:
+        """The current strength, a float32 tensor of shape (), (rows,) or (rows, tokens)."""
+        return self._w
+
+    @strength.setter
+    def strength(self, value: Strength) -> None:
+        w = torch.as_tensor(value, dtype=torch.float32).detach()
+        low, high = self.steering.trained_range
+        if w.ndim > 2 or w.numel() == 0:
+            raise StrengthError(f"strength has shape {tuple(w.shape)}; expected a number, (rows,) or (rows, tokens)")
+        if not bool(torch.isfinite(w).all()):
+            raise StrengthError(f"strength must be finite, got {value}")
+        outside = (w < min(low, 0.0)) | (w > high + 1e-6)
+        if bool(outside.any()) and not self._beyond_range:
+            worst = float(w[outside].flatten()[0])
+            raise StrengthError(
+                f"strength {worst:g} is outside the trained range [{low:g}, {high:g}]; what it does there is unknown. "
+                "Ask for it with beyond_range=True (--beyond-range) if you mean it"
+            )
+        w = w.to(self._w.device)
+        if w.shape == self._w.shape and not self._w.is_inference():
+            self._w.copy_(w)
+        else:
+            self._w = w.clone()
+        self._zero = not bool(w.any())
+        self._some_zero = bool((w == 0).any())
+        self._forget()
+
+    @contextmanager
+    def rows(self, index: Sequence[int] | Tensor) -> Iterator[None]:
+        """Within it, row i of the batch is steered with the strength of row `index[i]`."""
+        before = self._select
+        self._select = None if self._w.ndim == 0 else torch.as_tensor(index, dtype=torch.long)
+        self._forget()
+        try:
+            yield
+        finally:
+            self._select = before
+            self._forget()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within it the model is untouched."""
+        before, self._zero = self._zero, True
+        try:
+            yield
+        finally:
+            self._zero = before
+
+    def _forget(self) -> None:
+        for _, voice in getattr(self, "_attached", ()):
+            voice.kept.clear()
+
+    # -- the forward pass
+
+    def _on_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        ids = kwargs.get("input_ids")
+        if ids is None:
+            ids = kwargs.get("inputs_embeds")
+        if ids is None and args and isinstance(args[0], Tensor):
+            ids = args[0]
+        if ids is None or ids.ndim < 2 or self._w.ndim == 0:
+            self._rows_tokens, self._past = None, 0
+            return
+        rows, tokens = ids.shape[:2]
+        cache = kwargs.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        w = self._rows_of_w()
+        if w.shape[0] != rows:
+            raise StrengthError(f"{w.shape[0]} strengths for {rows} rows; give one number, or one a row")
+        if w.ndim == 2 and past == 0:
+            decoding = cache is not None or kwargs.get("use_cache") is True
+            if w.shape[1] < tokens or (w.shape[1] > tokens and not decoding):
+                raise StrengthError(f"{w.shape[1]} strengths a row for {tokens} tokens; give one a token")
+        self._rows_tokens, self._past = (rows, tokens), past
+
+    def _rows_of_w(self) -> Tensor:
+        return self._w if self._select is None else self._w[self._select.to(self._w.device)]
+
+    def _broadcast(self, h: Tensor) -> Tensor:
+        """The strength, shaped to broadcast over the leading axes of h."""
+        if self._w.ndim == 0:
+            return self._w.to(h.device)
+        w = self._rows_of_w().to(h.device)
+        if self._rows_tokens is not None:
+            rows, tokens = self._rows_tokens
+            if w.ndim == 2:
+                columns = torch.arange(self._past, self._past + tokens, device=w.device).clamp_(max=w.shape[1] - 1)
+                w = w[:, columns]
+            if h.ndim == 2 and h.shape[0] == rows * tokens:  # OPT flattens (rows, tokens) inside a block
+                w = (w if w.ndim == 2 else w[:, None].expand(rows, tokens)).reshape(-1)
+        if h.shape[: w.ndim] != w.shape:
+            raise StrengthError(f"strength of shape {tuple(w.shape)} does not fit an activation {tuple(h.shape)}")
+        return w.reshape(w.shape + (1,) * (h.ndim - w.ndim))
+
+    # -- leaving
+
+    def detach(self) -> None:
+        """Take every hook of this dial off the model; doing it twice is harmless."""
+        for hook, voice in self._attached:
+            hook.remove(voice)
+        self._attached.clear()
+        self._entry.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        sites_attached = {voice.site for _, voice in self._attached}
+        self.detach()
+        if kind is None:
+            self._require_fired(sites_attached)
+
+    def _require_fired(self, attached: set[str]) -> None:
+        silent = sorted(attached - self.fired)
+        if not attached or (silent and not self.fired):
+            where = "it has no interventions" if not attached else f"none of its {len(attached)} sites was computed"
+            raise SteeringError(
+                f"the steering did nothing: {where} while it was attached. Was another model run, or a copy of this one?"
+            )
+        if silent:
+            raise SteeringError(
+                f"the steering fired at {len(self.fired)} of {len(attached)} sites; silent: {', '.join(silent[:6])}"
+            )
+
+
+def attach(root: nn.Module, steering: Steering, strength: Strength = 1.0, *, beyond_range: bool = False) -> Dial:
+    """Put a steering beside a model and return its dial; use it as a context manager or call `detach()`.
+
+    `h' = h + w (A h + c)` at every site. Several dials may be attached at once: their deltas add, each computed from
+    the untouched activation. Raises SiteError (unknown site, other width), StrengthError (NaN, wrong number, outside
+    the trained range unless `beyond_range`), SteeringError (a compiled model, which would ignore the hooks).
+    """
+    return Dial(root, steering, strength, beyond_range=beyond_range)
+
+
+def _refuse_compiled(root: nn.Module) -> None:
+    for module in root.modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise SteeringError(
+                "this model was compiled before the steering was attached, and a compiled graph ignores new hooks; "
+                "attach first, then torch.compile; turning the dial afterwards compiles nothing again"
+            )

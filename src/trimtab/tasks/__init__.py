@@ -1,0 +1,103 @@
+"""Tasks by name: `NAME[:ARGUMENT]` becomes a Task.
+
+Built-in tasks are imported when they are asked for. Other packages add tasks through entry points of the
+group `trimtab.tasks`: a name, and a callable (argument: str, data: str | Path | None, seed: int | None)
+-> Task.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from trimtab.errors import TaskError, TrimtabError
+from trimtab.types import Task
+
+Loader = Callable[[str, str | Path | None, int | None], Task]
+
+GROUP = "trimtab.tasks"
+
+BUILT_IN: dict[str, tuple[str, str]] = {
+    "pronoun": ("trimtab.tasks:_pronoun", "which pronoun follows an occupation (data included)"),
+    "coreference": (
+        "trimtab.tasks.coreference:from_argument",
+        "whom a pronoun means, WinoBias: coreference[:STYLE][:TYPE]",
+    ),
+    "jsonl": ("trimtab.tasks.jsonl:from_argument", "your own items, one JSON object a line: jsonl:PATH"),
+}
+"""Name -> where its loader is, and one line about it."""
+
+
+def load_task(spec: str, *, data: str | Path | None = None, seed: int | None) -> Task:
+    """The task that `spec` names, e.g. "pronoun", "coreference:listed:type1" or "jsonl:items.jsonl".
+
+    `data` is the folder of benchmark data (see source.py); `seed` draws the division of tasks whose split is
+    neither fixed nor given. A built-in name wins over an entry point of the same name.
+
+    Raises TaskError for an unknown task and for an entry point that does not load or does not return a Task.
+    """
+    name, _, argument = spec.partition(":")
+    plugins = _plugins()
+    if name in BUILT_IN:
+        return _resolve(BUILT_IN[name][0])(argument, data, seed)
+    if name not in plugins:
+        raise TaskError(_unknown(spec, name, [*BUILT_IN, *plugins]))
+    point = plugins[name]
+    try:
+        task = point.load()(argument, data, seed)
+    except TrimtabError:
+        raise
+    except Exception as error:  # someone else's code: whatever it raises, the message must name whose it is
+        raise TaskError(
+            f"The task {name!r}, from the entry point {point.value!r}{_dist(point)}, failed with "
+            f"{type(error).__name__}: {error}. Report it to that package, or uninstall it."
+        ) from error
+    if not isinstance(task, Task):
+        raise TaskError(
+            f"The task {name!r}, from the entry point {point.value!r}{_dist(point)}, returned "
+            f"{type(task).__name__}, expected trimtab.types.Task. Report it to that package."
+        )
+    return task
+
+
+def describe() -> list[tuple[str, str]]:
+    """(name, one line about it) of every task that can be loaded: built-in ones first, then entry points."""
+    others = [(name, f"{point.value}{_dist(point)}") for name, point in sorted(_plugins().items())]
+    return [(name, line) for name, (_, line) in BUILT_IN.items()] + [
+        o for o in others if o[0] not in BUILT_IN
+    ]
+
+
+def _resolve(where: str) -> Loader:
+    module, _, attribute = where.partition(":")
+    loader: Loader = getattr(import_module(module), attribute)
+    return loader
+
+
+def _pronoun(argument: str, data: str | Path | None, seed: int | None) -> Task:
+    from trimtab.tasks import pronoun
+
+    if argument:
+        raise TaskError(
+            f"The task 'pronoun' takes nothing after its name, got {argument!r}; use `--task pronoun`."
+        )
+    return pronoun.load(seed)
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _dist(point: EntryPoint) -> str:
+    return f" of {point.dist.name}" if point.dist is not None else ""
+
+
+def _unknown(spec: str, name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    guess = f" Did you mean {close[0]!r}?" if close else ""
+    if not close and (name.endswith(".jsonl") or "/" in name):
+        guess = f" For a file of your own, use 'jsonl:{spec}'."
+    return f"Unknown task {name!r}.{guess} Known tasks: {', '.join(sorted(set(known)))}."
