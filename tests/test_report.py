@@ -1,6 +1,7 @@
 """The report: what it says follows from the numbers, warnings fire when they should and stay silent when not, and the
 page is one well-formed file that loads nothing."""
 
+# ruff: noqa: RUF001  (a minus sign is meant where one stands: figures are set, not typed)
 from __future__ import annotations
 
 import json
@@ -70,9 +71,7 @@ def write_run(
     """A run folder of made-up numbers, shaped like those of `trimtab eval`."""
     values = curve(strengths) if values is None else values
     folder.mkdir(parents=True, exist_ok=True)
-    arms = [s for s in strengths] + [
-        a for a in ("random", "instruction") if any(a in v for v in values.values())
-    ]
+    arms = list(strengths) + [a for a in ("random", "instruction") if any(a in v for v in values.values())]
     results = []
     for task in tasks:
         for metric, by_arm in values.items():
@@ -93,9 +92,7 @@ def write_run(
                     "clusters": 24,
                     "seed": 3,
                 }
-                results.append(
-                    {**common, "metric": metric, "value": value, "low": value - half, "high": value + half}
-                )
+                results.append({**common, "metric": metric, "value": value, "low": value - half, "high": value + half})
                 if arm != 0 and 0 in by_arm:
                     d, h = value - by_arm[0][0], 0.005 * half + 0.01 * abs(value - by_arm[0][0])
                     row = {"metric": f"{metric}_difference", "value": d, "low": d - h, "high": d + h}
@@ -117,7 +114,8 @@ def write_run(
         "tasks": [
             {"name": t, "division": "occupations and wordings divided by seed 0", "split": task_split} for t in tasks
         ],
-        "strengths": list(strengths), "seed": 3, "card": content if card else None,
+        "strengths": list(strengths), "seed": 3, "instruction": "Treat everyone alike.",
+        "card": content if card else None,
         "command": "trimtab eval tiny-1b --steering even-pronouns --task pronoun", "trimtab": "0.1.0",
         "results": results,
     }  # fmt: skip
@@ -132,9 +130,7 @@ def write_run(
             for i, concept in enumerate(concepts):
                 lean = 0.5 * math.cos(1.7 * i) * keep
                 for j, wording in enumerate(WORDINGS):
-                    p = [
-                        (1 + (lean if g == i % k else -lean / (k - 1)) * (1 + 0.1 * j)) / k for g in range(k)
-                    ]
+                    p = [(1 + (lean if g == i % k else -lean / (k - 1)) * (1 + 0.1 * j)) / k for g in range(k)]
                     lines.append({
                         "kind": "item", "task": task, "arm": arm, "strength": strength, "id": f"{concept}/{j}",
                         "split": task_split, "concept": concept, "template": wording, "ambiguous": True,
@@ -193,7 +189,7 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        assert self.open[-1:] == [tag], f"</{tag}> closes {self.open[-3:]}"
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
@@ -228,14 +224,13 @@ def section(html: str, name: str) -> str:
 def test_the_verdict_states_the_numbers(tmp_path: Path) -> None:
     page = Page(report.render(write_run(tmp_path)))
     assert "Bias fell; no cost detected" in page.text
-    assert "the per-concept bias falls from 0.250 [0.220, 0.280] to 0.030 [0.000, 0.060]" in page.text
-    assert "on pronoun (test split), which training did not see" in page.text
+    assert "the per-concept bias on pronoun (test split), which training did not see," in page.text
+    assert "falls from 0.250 [0.220, 0.280] to 0.030 [0.000, 0.060]; accuracy where" in page.text
     assert "accuracy where the text settles the answer changes by +0.1 points" in page.text
     assert "perplexity on neutral text by +0.4 %" in page.text
     assert "a random change of the same size lowers it to 0.247" in page.text
     assert (
-        "an instruction to be fair lowers it to 0.210 [0.170, 0.250] with accuracy changed by −2.0 points"
-        in page.text
+        "an instruction to be fair lowers it to 0.210 [0.170, 0.250] with accuracy changed by −2.0 points" in page.text
     )
     assert page.codes == set()
 
@@ -266,7 +261,9 @@ def test_position_falling_is_no_warning(tmp_path: Path) -> None:
 
 def test_a_rise_and_no_clear_change_are_said_as_such(tmp_path: Path) -> None:
     rose = Page(report.render(write_run(tmp_path / "rose", values=changed(per_concept_bias=(0.1, 0.3)))))
-    assert "Bias rose" in rose.text and "rises from 0.100" in rose.text and "Bias fell" not in rose.text
+    assert "Bias rose" in rose.text
+    assert "rises from 0.100" in rose.text
+    assert "Bias fell" not in rose.text
     values = changed(per_concept_bias=(0.25, 0.24))
     folder = write_run(tmp_path / "flat", values=values)
     summary = json.loads((folder / "summary.json").read_text())
@@ -275,18 +272,17 @@ def test_a_rise_and_no_clear_change_are_said_as_such(tmp_path: Path) -> None:
             row["low"], row["high"] = -0.05, 0.03
     (folder / "summary.json").write_text(json.dumps(summary))
     flat = Page(report.render(folder))
-    assert (
-        "No clear change in bias" in flat.text
-        and "that includes 0" in flat.text
-        and "falls from" not in flat.text
-    )
+    assert "No clear change in bias" in flat.text
+    assert "that includes 0" in flat.text
+    assert "falls from" not in flat.text
 
 
 def test_a_random_change_that_does_as_much_is_a_warning(tmp_path: Path) -> None:
     values = curve()
     values["per_concept_bias"]["random"] = (0.06, 0.02)
     page = Page(report.render(write_run(tmp_path, values=values)))
-    assert page.codes == {"random"} and "Bias fell, but read the warnings" in page.text
+    assert page.codes == {"random"}
+    assert "Bias fell, but read the warnings" in page.text
 
 
 def test_trained_split_few_clusters_overshoot_and_missing_random_are_told(tmp_path: Path) -> None:
@@ -311,7 +307,7 @@ def test_the_verdict_speaks_of_the_card_s_default(tmp_path: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     summary["card"]["strength"]["default"] = 0.5
     (folder / "summary.json").write_text(json.dumps(summary))
-    assert "At strength 0.5 the per-concept bias falls from 0.250" in Page(report.render(folder)).text
+    assert "At strength 0.5 the per-concept bias on" in Page(report.render(folder)).text
 
 
 def test_every_figure_is_in_the_table_with_its_interval_and_n(tmp_path: Path) -> None:
@@ -330,7 +326,8 @@ def test_concepts_are_sorted_and_women_and_men_signed(tmp_path: Path) -> None:
     assert "P(women) − P(men)" in part
     assert "24 of 24 concepts moved closer to even" in part
     base = [float(v.replace("−", "-")) for v in re.findall(r"</svg></td><td>([^<]*)</td>", part)]
-    assert len(base) == 24 and base == sorted(base, reverse=True)
+    assert len(base) == 24
+    assert base == sorted(base, reverse=True)
     nurse = re.search(r"nurse</th>.*?</svg></td><td>([^<]*)</td><td>([^<]*)</td>", part)
     assert nurse is not None
     before, after = (float(v) for v in nurse.groups())
@@ -338,10 +335,39 @@ def test_concepts_are_sorted_and_women_and_men_signed(tmp_path: Path) -> None:
     assert after == pytest.approx(0.0575, abs=6e-4)
 
 
+def test_of_many_random_points_one_is_labelled(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    for strength in (0.25, 0.5, 0.75):
+        more = [
+            {**r, "strength": strength} for r in summary["results"] if r["steering"] == "random" and r["strength"] == 1
+        ]
+        summary["results"] += more
+    (folder / "summary.json").write_text(json.dumps(summary))
+    html = report.render(folder)
+    assert (
+        section(html, "frontier").count(">random, ") == 2 + 2 * 4
+    )  # a label in each panel, and the tips of the points
+    assert section(html, "table").count("Random change, strength 0.5") == 8
+    assert "Treat everyone alike." in html
+
+
+def test_perplexity_may_stand_under_the_task(tmp_path: Path) -> None:
+    folder = write_run(tmp_path)
+    html = report.render(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    for row in summary["results"]:
+        if row["task"] == "neutral":
+            row["task"], row["split"] = "pronoun", "test"
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert report.render(folder) == html
+
+
 def test_more_than_sixty_concepts_keep_the_worst_forty(tmp_path: Path) -> None:
     many = tuple(f"trade {i:02d}" for i in range(70))
     part = section(report.render(write_run(tmp_path, concepts=many)), "concepts")
-    assert part.count('<th scope="row">') == 40 and "40 of 70 concepts" in part
+    assert part.count('<th scope="row">') == 40
+    assert "40 of 70 concepts" in part
 
 
 def test_more_than_two_groups_are_drawn_by_their_range(tmp_path: Path) -> None:
@@ -353,7 +379,8 @@ def test_more_than_two_groups_are_drawn_by_their_range(tmp_path: Path) -> None:
 
 def test_groups_that_are_not_women_and_men_are_drawn_by_role(tmp_path: Path) -> None:
     part = section(report.render(write_run(tmp_path, groups=("young", "old"))), "concepts")
-    assert "P(pro) − P(anti)" in part and "women" not in part
+    assert "P(pro) − P(anti)" in part
+    assert "women" not in part
 
 
 def test_changed_answers_show_the_largest_moves_and_the_losses(tmp_path: Path) -> None:
@@ -361,7 +388,9 @@ def test_changed_answers_show_the_largest_moves_and_the_losses(tmp_path: Path) -
     text = Page(part.split(">", 1)[1]).text
     assert part.count('class="item"') == report.CHANGED + 1
     assert "from right to wrong on 1 and from wrong to right on 0" in text
-    assert "Mary is the welder" in text and "80.0" in text and "30.0" in text
+    assert "Mary is the welder" in text
+    assert "80.0" in text
+    assert "30.0" in text
 
 
 def test_several_tasks_each_have_their_part(tmp_path: Path) -> None:
@@ -378,7 +407,9 @@ def test_text_from_outside_is_escaped(tmp_path: Path) -> None:
     folder = write_run(tmp_path, prompt_tail=evil, concepts=(evil, *OCCUPATIONS[:3]), steering=evil)
     html = report.render(folder)
     page = Page(html)
-    assert "<script" not in html and "<img" not in html and "alert(1)" in page.text
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "alert(1)" in page.text
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
 
 
@@ -389,12 +420,14 @@ def test_nothing_is_loaded(tmp_path: Path) -> None:
         for name in ("src", "href", "xlink:href", "data", "action"):
             assert (attrs.get(name) or "#").startswith("#")
     assert any("default-src 'none'" in (attrs.get("content") or "") for _, attrs in page.tags)
-    assert "url(" not in report._css() and "@import" not in report._css()
+    assert "url(" not in report._css()
+    assert "@import" not in report._css()
 
 
 def test_without_a_card_it_says_what_is_missing(tmp_path: Path) -> None:
     page = Page(report.render(write_run(tmp_path, card=False)))
-    assert "The run has no card" in page.text and "falls from 0.250" in page.text
+    assert "The run has no card" in page.text
+    assert "falls from 0.250" in page.text
 
 
 def test_card_fields_that_are_missing_are_named(tmp_path: Path) -> None:
@@ -414,7 +447,8 @@ def test_nan_is_a_dash_and_never_a_coordinate(tmp_path: Path) -> None:
         values[metric][1] = (values[metric][1][0], NAN)
     html = report.render(write_run(tmp_path, values=values))
     assert not re.search(r'="[^"]*\b(nan|inf)\b', html)
-    assert "Cannot be judged: no interval" in html and "[no interval]" in html
+    assert "Cannot be judged: no interval" in html
+    assert "[no interval]" in html
 
 
 @pytest.mark.parametrize("strengths", [(0,), (1,), (0, 1)])
@@ -423,14 +457,16 @@ def test_few_strengths(tmp_path: Path, strengths: tuple[float, ...]) -> None:
     if strengths == (0, 1):
         assert "falls from 0.250" in page.text
     else:
-        assert "One side only" in page.text and "no change can be stated" in page.text
+        assert "One side only" in page.text
+        assert "no change can be stated" in page.text
 
 
 def test_a_run_without_results_or_records_of_any_kind(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"schema": 1}))
     (tmp_path / "records.jsonl").write_text("")
     text = Page(report.render(tmp_path)).text
-    assert "The run holds no task" in text and "no sample completions" in text
+    assert "The run holds no task" in text
+    assert "no sample completions" in text
 
 
 # -- damaged and missing ------------------------------------------------------------------------------------------
@@ -462,11 +498,11 @@ def test_a_damaged_line_is_named_and_a_partial_last_line_ignored(tmp_path: Path)
     with pytest.raises(RunError, match="line 7 is damaged"):
         report.render(folder)
     path.write_text("".join([*lines[:6], '{"kind": "item", "task": "pronoun"}\n']))
-    with pytest.raises(RunError, match="line 7 .* lacks arm, strength"):
+    with pytest.raises(RunError, match=r"line 7 .* lacks arm, strength"):
         report.render(folder)
     short = {**json.loads(lines[5]), "p": [1.0]}
     path.write_text("".join([*lines[:5], json.dumps(short) + "\n"]))
-    with pytest.raises(RunError, match="line 6: .* differ in length"):
+    with pytest.raises(RunError, match=r"line 6: .* differ in length"):
         report.render(folder)
 
 
@@ -521,10 +557,13 @@ def test_headline_is_a_file_of_its_own(tmp_path: Path) -> None:
     for drawing, colours in ((light, figures.LIGHT), (dark, figures.DARK)):
         root = ElementTree.fromstring(drawing)
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
-        assert "var(" not in drawing and colours["steering"] in drawing
+        assert "var(" not in drawing
+        assert colours["steering"] in drawing
         words = " ".join(root.itertext())
-        assert "0.250 → 0.030 at strength 1" in words and "tiny-1b on pronoun, test split" in words
-        assert "random change, same size" in words and "instruction to be fair" in words
+        assert "0.250 → 0.030 at strength 1" in words
+        assert "tiny-1b on pronoun, test split" in words
+        assert "random change, same size" in words
+        assert "instruction to be fair" in words
     assert ElementTree.fromstring(dark).get("width") == "400"
     with pytest.raises(UsageError, match="no task"):
         report.headline_svg({"schema": 1})
@@ -538,14 +577,17 @@ def test_headline_without_controls_or_capability(tmp_path: Path) -> None:
             drawing.split("</style>")[0].split("<style>")[0] + drawing.split("</style>")[1]
         ).itertext()
     )
-    assert "0.200 → 0.100" in words and "random" not in words and "Perplexity" not in words
+    assert "0.200 → 0.100" in words
+    assert "random" not in words
+    assert "Perplexity" not in words
 
 
 def test_labels_do_not_cover_each_other() -> None:
     dots = tuple(
-        figures.Dot((80 + 0.1 * k, 79 + 0.1 * k, 81 + 0.1 * k), (0.25 - 0.03 * k, 0.22 - 0.03 * k, 0.27 - 0.03 * k), f"{k / 8:g}")
+        figures.Dot((x, x - 1, x + 1), (y, y - 0.03, y + 0.02), f"{k / 8:g}")
         for k in range(8)
-    )  # fmt: skip
+        for x, y in [(80 + 0.1 * k, 0.25 - 0.03 * k)]
+    )
     drawing = figures.panel(
         [figures.Track("steering", dots)],
         x=figures.Axis("x", least=10),
@@ -566,7 +608,8 @@ def test_labels_do_not_cover_each_other() -> None:
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.1, 0.3), (0, 0.0004), (97.2, 101), (-4, 37)])
 def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     ticks = figures.even_ticks(low, high)
-    assert 2 <= len(ticks) <= 7 and all(low - 1e-9 <= t <= high + 1e-9 for t in ticks)
+    assert 2 <= len(ticks) <= 7
+    assert all(low - 1e-9 <= t <= high + 1e-9 for t in ticks)
 
 
 def test_a_report_needs_no_torch() -> None:

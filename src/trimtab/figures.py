@@ -5,6 +5,7 @@ blindness and in grey print). A value that is not finite is not drawn; an interv
 Coordinates are rounded to a tenth of a pixel, so the same numbers give the same bytes.
 """
 
+# ruff: noqa: RUF001  (a minus sign is meant where one stands: figures are set, not typed)
 from __future__ import annotations
 
 import math
@@ -113,9 +114,7 @@ def style(colour: Mapping[str, str]) -> str:
             f".f-bar-{arm}{{stroke:{colour[arm]};stroke-width:1.4;stroke-opacity:.6;fill:none}}",
             f".f-band-{arm}{{fill:{colour[arm]};fill-opacity:.16;stroke:none}}",
         ]
-    rules.append(
-        ".f-line-random{stroke-dasharray:2 3}.f-line-instruction{stroke-dasharray:7 4;stroke-width:1.4}"
-    )
+    rules.append(".f-line-random{stroke-dasharray:2 3}.f-line-instruction{stroke-dasharray:7 4;stroke-width:1.4}")
     return "".join(rules)
 
 
@@ -152,7 +151,7 @@ def panel(
     drawn = [(t, [d for d in t.dots if math.isfinite(d.y[0])]) for t in tracks]
     ys = [v for _, dots in drawn for d in dots for v in d.y]
     xs = [v for _, dots in drawn for d in dots for v in d.x]
-    y_low, y_high, y_ticks = _domain(ys, y, 4)
+    y_low, y_high, y_ticks = _domain(ys, y, min(max(round((bottom - top) / 34), 3), 6))
     x_low, x_high, x_ticks = _domain(xs, x, 5)
     y_names = _names(y_ticks, y)
     left = 12 + _GLYPH * max((len(name) for name in y_names), default=1)
@@ -172,9 +171,7 @@ def panel(
     for value, name in zip(y_ticks, y_names, strict=True):
         kind = "f-zero" if value == 0 else "f-rule"
         out.append(_line(left, down(value), right, down(value), kind))
-        out.append(
-            f'<text class="f-soft" x="{_n(left - 6)}" y="{_n(down(value) + 4)}" text-anchor="end">{name}</text>'
-        )
+        out.append(f'<text class="f-soft" x="{_n(left - 6)}" y="{_n(down(value) + 4)}" text-anchor="end">{name}</text>')
     last = -math.inf
     for value, name in zip(x_ticks, _names(x_ticks, x), strict=True):
         out.append(_line(across(value), bottom, across(value), bottom + 4, "f-zero"))
@@ -185,7 +182,7 @@ def panel(
             )
             last = across(value) + half
     out.append(_line(left, bottom, right, bottom, "f-zero"))
-    if gutter:
+    if gutter and any(not math.isfinite(d.x[0]) for _, dots in drawn for d in dots):
         out.append(
             f'<text class="f-soft" x="{_n(width - 2)}" y="{_n(bottom + 17)}" text-anchor="end">{escape(gutter)}</text>'
         )
@@ -220,14 +217,10 @@ def panel(
         if band and track.arm == "steering":
             solid = [(px, d) for px, _, d in on_axis if all(math.isfinite(v) for v in d.y)]
             if len(solid) > 1:
-                edge = [(px, down(d.y[2])) for px, d in solid] + [
-                    (px, down(d.y[1])) for px, d in reversed(solid)
-                ]
+                edge = [(px, down(d.y[2])) for px, d in solid] + [(px, down(d.y[1])) for px, d in reversed(solid)]
                 under.append(f'<polygon class="f-band-{track.arm}" points="{_path(edge)}"/>')
         if len(on_axis) > 1:
-            under.append(
-                f'<polyline class="f-line-{track.arm}" points="{_path((px, py) for px, py, _ in on_axis)}"/>'
-            )
+            under.append(f'<polyline class="f-line-{track.arm}" points="{_path((px, py) for px, py, _ in on_axis)}"/>')
             segments += [(a[0], a[1], b[0], b[1]) for a, b in pairwise(on_axis)]
         for px, py, dot in placed:
             barred = not (band and track.arm == "steering" and len(on_axis) > 1)
@@ -265,7 +258,9 @@ def mark(arm: str, x: float, y: float, *, base: bool = False, tip: str = "") -> 
 def key(arm: str, *, base: bool = False) -> str:
     """The small mark of a legend; its meaning stands beside it in text."""
     line = "" if base else _line(1, 8, 25, 8, f"f-line-{arm}")
-    return f'<svg viewBox="0 0 26 16" width="26" height="16" aria-hidden="true">{line}{mark(arm, 13, 8, base=base)}</svg>'
+    return (
+        f'<svg viewBox="0 0 26 16" width="26" height="16" aria-hidden="true">{line}{mark(arm, 13, 8, base=base)}</svg>'
+    )
 
 
 def dumbbell(before: float, after: float, low: float, high: float, ticks: Sequence[float]) -> str:
@@ -275,8 +270,7 @@ def dumbbell(before: float, after: float, low: float, high: float, ticks: Sequen
         return f"{_n(100 * (v - low) / (high - low), 2)}%"
 
     out = [
-        f'<line class="{"f-zero" if t == 0 else "f-rule"}" x1="{at(t)}" y1="0" x2="{at(t)}" y2="19"/>'
-        for t in ticks
+        f'<line class="{"f-zero" if t == 0 else "f-rule"}" x1="{at(t)}" y1="0" x2="{at(t)}" y2="19"/>' for t in ticks
     ]
     both = math.isfinite(before) and math.isfinite(after)
     if both:
@@ -327,7 +321,7 @@ def headline(
 
     `big` and each of `small` is (title, subtitle, tracks, y axis); `arms` is the legend, (arm or "base", words).
     """
-    full, tall = 860.0, 424.0
+    full, tall = 860.0, 456.0
     along = Axis(label="strength", ticks=strengths, include=(0.0,))
     gutter = "instr." if instruction else ""
     out = [
@@ -335,7 +329,7 @@ def headline(
         f'<text class="f-head" x="24" y="36">{escape(title)}</text>',
         f'<text class="f-soft" x="24" y="56">{escape(subtitle)}</text>',
     ]
-    wide = 468.0 if small else full - 48
+    wide = 452.0 if small else full - 48
     out.append(
         '<g transform="translate(24 74)">'
         + panel(
@@ -343,7 +337,7 @@ def headline(
             x=along,
             y=big[3],
             width=wide,
-            height=286,
+            height=318,
             title=big[0],
             subtitle=big[1],
             band=True,
@@ -352,7 +346,7 @@ def headline(
         )
         + "</g>"
     )
-    each = 286.0 / max(len(small), 1)
+    each = 318.0 / max(len(small), 1)
     for i, (name, note, tracks, axis) in enumerate(small):
         last = i == len(small) - 1
         height = each if last else each - 8
@@ -370,14 +364,14 @@ def headline(
             nudge=9,
         )
         out.append(f'<g transform="translate({_n(24 + wide + 36)} {_n(74 + i * each)})">{inner}</g>')
-    x = 24.0
+    at = 24.0
     for arm, words in arms:
         base = arm == "base"
-        line = "" if base else _line(x, 380, x + 24, 380, f"f-line-{arm}")
-        out.append(line + mark("steering" if base else arm, x + 12, 380, base=base))
-        out.append(f'<text class="f-text" x="{_n(x + 32)}" y="384">{escape(words)}</text>')
-        x += 32 + 6.5 * len(words) + 24
-    out.append(f'<text class="f-soft" x="24" y="410">{escape(footer)}</text>')
+        line = "" if base else _line(at, 412, at + 24, 412, f"f-line-{arm}")
+        out.append(line + mark("steering" if base else arm, at + 12, 412, base=base))
+        out.append(f'<text class="f-text" x="{_n(at + 32)}" y="416">{escape(words)}</text>')
+        at += 32 + 6.2 * len(words) + 26
+    out.append(f'<text class="f-soft" x="24" y="441">{escape(footer)}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_n(full)} {_n(tall)}" width="{_n(width)}" '
         f'height="{_n(width * tall / full)}" role="img" aria-label="{escape(label)}">'
@@ -389,9 +383,14 @@ def even_ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers from low to high, roughly `about` of them."""
     raw = (high - low) / max(about, 1)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    return _steps(low, high, step)
+
+
+def _steps(low: float, high: float, step: float) -> list[float]:
+    """The multiples of step from low to high."""
+    first = math.ceil(low / step - 1e-6)
+    last = math.floor(high / step + 1e-6)
     return [round(k * step, 12) + 0.0 for k in range(first, last + 1)]
 
 
@@ -403,16 +402,23 @@ def _domain(values: Iterable[float], axis: Axis, about: int) -> tuple[float, flo
     low, high = (min(seen), max(seen)) if seen else (0.0, 1.0)
     if high - low < max(axis.least, 1e-9):
         spare = max(axis.least, 1e-9 if axis.least else 1.0) - (high - low)
-        up = spare if low == axis.floor or low in axis.include and high != low else spare / 2
+        up = spare if low == axis.floor or (low in axis.include and high != low) else spare / 2
         low, high = low - (spare - up), high + up
     if axis.ticks is None:
         pad = 0.06 * (high - low)
         low, high = max(low - pad, axis.floor), min(high + pad, axis.ceiling)
-        if (
-            high - low < axis.least
-        ):  # the ceiling or floor took part of the range: give it back on the other side
+        if high - low < axis.least:  # floor or ceiling took part of the range: give it back on the other side
             low, high = (high - axis.least, high) if high == axis.ceiling else (low, low + axis.least)
-        return low, high, even_ticks(low, high, about)
+        ticks = even_ticks(low, high, about)
+        if len(ticks) > 1:  # end on a tick where one is near: an axis is read by its ends
+            step = ticks[1] - ticks[0]
+            near = step * (0.5 if len(ticks) > 2 else 1.01)
+            if high < ticks[-1] + step <= min(high + near, axis.ceiling + 1e-9):
+                high = ticks[-1] + step
+            if low > ticks[0] - step >= max(low - near, axis.floor - 1e-9):
+                low = ticks[0] - step
+            ticks = _steps(low, high, step)
+        return low, high, ticks
     pad = 0.04 * (high - low)
     return low - pad, high + pad, sorted(set(axis.ticks))
 
@@ -437,9 +443,7 @@ def _tags(
     taken: list[tuple[float, float, float, float]] = []
     out: list[str] = []
     ways = [(1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1)]
-    along = [
-        (ax + k / 24 * (bx - ax), ay + k / 24 * (by - ay)) for ax, ay, bx, by in segments for k in range(25)
-    ]
+    along = [(ax + k / 24 * (bx - ax), ay + k / 24 * (by - ay)) for ax, ay, bx, by in segments for k in range(25)]
     for px, py, text in tags:
         wide, tall = _GLYPH * len(text) + 2, 13.0
         best: tuple[float, float, float, tuple[float, float, float, float]] | None = None

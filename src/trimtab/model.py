@@ -309,6 +309,23 @@ class SteerableModel:
         skip = len(self.tokens([given])[0])
         return scoring.sequence_logp(self.body, self.readout, self.tokens([f"{given}{t}" for t in texts]), skip=skip)
 
+    @torch.no_grad()
+    def hidden(self, texts: Sequence[str], *, instruction: str | None = None) -> list[Tensor]:
+        """Last hidden states (predicted tokens, dim) of texts, at the tokens that predict another token of the text."""
+        rows = self.tokens(texts)
+        if instruction is None:
+            return scoring.hidden_states(self.body, rows)
+        before = self.tokens([f"{instruction}\n\n"])[0]
+        start = len(self._start())
+        return scoring.hidden_states(self.body, [before + r[start:] for r in rows], skip=len(before) - start)
+
+    @torch.no_grad()
+    def nll_and_kl(self, texts: Sequence[str], hidden: Sequence[Tensor], base: Sequence[Tensor]) -> list[tuple[int, float, float]]:
+        """For each text its predicted tokens, `-log p` summed over them, and KL(hidden's || base's) summed."""
+        rows = [torch.tensor(r[1:], device=self.device) for r in self.tokens(texts)]
+        readout = self.readout
+        return [(len(r), *scoring.nll_and_kl(readout, h, b, r)) for r, h, b in zip(rows, hidden, base, strict=True)]
+
     def _steers_rows(self) -> bool:
         return any(dial.strength.ndim for dial in self._dials)
 

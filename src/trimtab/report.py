@@ -11,13 +11,14 @@ below 0. A fall that comes with more refusals, with answers by position, with le
 answers, or that a random change of the same size brings about too, is announced as such in a box beside it.
 """
 
+# ruff: noqa: RUF001  (a minus sign is meant where one stands: figures are set, not typed)
 from __future__ import annotations
 
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from html import escape
@@ -57,8 +58,8 @@ class Figure:
 
     key: str
     name: str
-    unit: Literal["share", "percent", "plain"]
-    """share: as it is, three decimals. percent: times 100, differences in points. plain: perplexity and KL."""
+    unit: Literal["share", "percent", "plain", "nats"]
+    """share: three decimals. percent: times 100, differences in points. plain: perplexity. nats: four decimals."""
     better: str
     words: str
     formula: str
@@ -141,7 +142,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure(
         "kl",
         "Divergence from the base",
-        "plain",
+        "nats",
         "nats a token, 0 is the base",
         "How far the next-word probabilities moved on neutral text.",
         "mean over tokens of KL(steered ‖ base)",
@@ -175,9 +176,7 @@ class Run:
         listed = [t for t in self.summary.get("tasks") or () if isinstance(t, Mapping) and t.get("name")]
         if listed:
             return listed
-        return [
-            {"name": t, "split": s} for t, s in dict.fromkeys((k[0], k[1]) for k in self.rows) if t != NEUTRAL
-        ]
+        return [{"name": t, "split": s} for t, s in dict.fromkeys((k[0], k[1]) for k in self.rows) if t != NEUTRAL]
 
     @cached_property
     def strengths(self) -> list[float]:
@@ -206,23 +205,25 @@ class Run:
         return self.top if self.top in found else max(found, default=None)
 
     def get(self, task: Mapping[str, Any], arm: str, strength: float | None, metric: str) -> Estimate | None:
-        """A figure, or None where the run has none; perplexity and KL are the same for every task."""
+        """A figure, or None where the run has none.
+
+        Perplexity and KL speak of neutral text, whatever the task: they are looked for there, then under the task.
+        """
         if strength is None:
             return None
-        name, split = task["name"], task.get("split")
-        if metric.split("_")[0] in ("perplexity", "kl"):
-            name = NEUTRAL
-        for wanted in (split, None):
-            if (name, wanted, arm, strength, metric) in self.rows:
-                return self.rows[name, wanted, arm, strength, metric]
-        loose = (
-            e for (t, _, a, s, m), e in self.rows.items() if (t, a, s, m) == (name, arm, strength, metric)
-        )
-        return next(loose, None) if name == NEUTRAL or split is None else None
+        name, split = str(task["name"]), task.get("split")
+        texts = metric.removesuffix(DIFFERENCE) in ("perplexity", "kl")
+        for where in (NEUTRAL, name) if texts else (name,):
+            for part in (split, None):
+                if (where, part, arm, strength, metric) in self.rows:
+                    return self.rows[where, part, arm, strength, metric]
+            if where == NEUTRAL or split is None:  # whichever split the rows name
+                for (row_task, _, *rest), estimate in self.rows.items():
+                    if row_task == where and rest == [arm, strength, metric]:
+                        return estimate
+        return None
 
-    def change(
-        self, task: Mapping[str, Any], arm: str, strength: float | None, metric: str
-    ) -> Estimate | None:
+    def change(self, task: Mapping[str, Any], arm: str, strength: float | None, metric: str) -> Estimate | None:
         """The paired difference from the base; without its row, the plain difference and no interval."""
         row = self.get(task, arm, strength, metric + DIFFERENCE)
         if row is not None:
@@ -232,9 +233,7 @@ class Run:
             return None
         return replace(after, value=after.value - before.value, low=NAN, high=NAN)
 
-    def relative(
-        self, task: Mapping[str, Any], arm: str, strength: float | None, metric: str
-    ) -> Estimate | None:
+    def relative(self, task: Mapping[str, Any], arm: str, strength: float | None, metric: str) -> Estimate | None:
         """The change divided by the base's figure, whose own error is left out of the interval."""
         change, before = self.change(task, arm, strength, metric), self.get(task, "steering", 0.0, metric)
         if change is None or before is None or not before.value:
@@ -320,9 +319,7 @@ def headline_svg(summary_or_run: Mapping[str, Any] | Path, *, width: float = 860
     else:
         run = _summarised(_read_summary(Path(summary_or_run)), "summary.json")
     if not run.tasks:
-        raise UsageError(
-            "the summary has no task, so there is nothing to draw; run `trimtab eval` with a --task"
-        )
+        raise UsageError("the summary has no task, so there is nothing to draw; run `trimtab eval` with a --task")
     return _headline(run, run.tasks[0], width, dark)
 
 
@@ -335,9 +332,7 @@ def _read(folder: Path) -> Run:
     run = _summarised(_read_summary(folder), "summary.json")
     path = folder / "records.jsonl"
     if not path.is_file():
-        raise NotFound(
-            f"{folder} has a summary but no records.jsonl; run `trimtab eval` again into a new folder"
-        )
+        raise NotFound(f"{folder} has a summary but no records.jsonl; run `trimtab eval` again into a new folder")
     items: dict[tuple[str, str, float, str], Record] = {}
     texts: dict[tuple[str, float, str], TextRecord] = {}
     samples: dict[tuple[str, float, str], SampleRecord] = {}
@@ -345,13 +340,8 @@ def _read(folder: Path) -> Run:
         kind = raw.get("kind")
         if kind == "item":
             item = _build(Record, raw, where)
-            if (
-                len({len(item.options), len(item.roles), len(item.groups), len(item.positions), len(item.p)})
-                > 1
-            ):
-                raise RunError(
-                    f"{where}: options, roles, groups, positions and p of item {item.id!r} differ in length"
-                )
+            if len({len(item.options), len(item.roles), len(item.groups), len(item.positions), len(item.p)}) > 1:
+                raise RunError(f"{where}: options, roles, groups, positions and p of item {item.id!r} differ in length")
             items[item.task, item.arm, item.strength, item.id] = item
         elif kind == "text":
             text = _build(TextRecord, raw, where)
@@ -359,9 +349,7 @@ def _read(folder: Path) -> Run:
         elif kind == "sample":
             sample = _build(SampleRecord, raw, where)
             samples[sample.arm, sample.strength, sample.prompt] = sample
-    return replace(
-        run, items=tuple(items.values()), texts=tuple(texts.values()), samples=tuple(samples.values())
-    )
+    return replace(run, items=tuple(items.values()), texts=tuple(texts.values()), samples=tuple(samples.values()))
 
 
 def _read_summary(folder: Path) -> Mapping[str, Any]:
@@ -380,9 +368,7 @@ def _read_summary(folder: Path) -> Mapping[str, Any]:
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); repeat the run's command to write it again") from error
     if not isinstance(summary, Mapping):
-        raise RunError(
-            f"{path} holds a {type(summary).__name__}, expected an object; repeat the run's command"
-        )
+        raise RunError(f"{path} holds a {type(summary).__name__}, expected an object; repeat the run's command")
     return summary
 
 
@@ -429,9 +415,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             except ValueError as error:
                 if not line.endswith(b"\n"):
                     return  # the write that was cut off; everything before it is whole
-                raise RunError(
-                    f"{where} is damaged ({error}); delete the line and repeat the run's command"
-                ) from error
+                raise RunError(f"{where} is damaged ({error}); delete the line and repeat the run's command") from error
             if not isinstance(raw, Mapping):
                 raise RunError(
                     f"{where} holds a {type(raw).__name__}, expected an object; delete it and repeat the run"
@@ -464,9 +448,7 @@ def _build(kind: type, raw: Mapping[str, Any], where: str) -> Any:
                 values[name] = str(value)
         return kind(**values)
     except (TypeError, ValueError) as error:
-        raise RunError(
-            f"{where} ({raw.get('kind')}) is damaged ({error}); delete it and repeat the run"
-        ) from error
+        raise RunError(f"{where} ({raw.get('kind')}) is damaged ({error}); delete it and repeat the run") from error
 
 
 def _number(value: Any) -> float:
@@ -486,13 +468,18 @@ def _text(value: float, unit: str, *, signed: bool = False) -> str:
     """A number as it is written everywhere on the page; a minus is a minus sign, NaN is a dash."""
     if not math.isfinite(value):
         return "–"
-    scale, places = {"share": (1, 3), "percent": (100, 1), "relative": (100, 1), "plain": (1, 3)}[unit]
+    scale, places = {
+        "share": (1, 3),
+        "percent": (100, 1),
+        "relative": (100, 1),
+        "plain": (1, 3),
+        "nats": (1, 4),
+    }[unit]
     if unit == "plain" and abs(value) >= 10:
         places = 2
     written = f"{value * scale:{'+' if signed else ''}.{places}f}"
     if float(written) == 0:
-        written = written.replace("-", "").replace("+", "±" if signed else "")
-        written = "±" + written if signed and not written.startswith("±") else written
+        written = written.lstrip("+-")
     return written.replace("-", "−")
 
 
@@ -505,9 +492,7 @@ def _interval(e: Estimate, unit: str, *, signed: bool = False) -> str:
 def _both(e: Estimate, unit: str, *, signed: bool = False, suffix: str = "") -> str:
     """Value and interval, kept on one line."""
     tail = f"\u00a0{suffix}" if suffix else ""
-    return f"{_text(e.value, unit, signed=signed)}{tail} {_interval(e, unit, signed=signed)}".replace(
-        ", ", ",\u00a0"
-    )
+    return f"{_text(e.value, unit, signed=signed)}{tail} {_interval(e, unit, signed=signed)}".replace(", ", ",\u00a0")
 
 
 def _strength(value: float | None) -> str:
@@ -566,9 +551,7 @@ def _verdict(run: Run, task: Mapping[str, Any]) -> Verdict:
     return Verdict(badge, tone, sentences, tuple(notes))
 
 
-def _badge(
-    way: str, codes: set[str], before: Estimate
-) -> tuple[str, Literal["good", "mixed", "bad", "plain"]]:
+def _badge(way: str, codes: set[str], before: Estimate) -> tuple[str, Literal["good", "mixed", "bad", "plain"]]:
     """The verdict in a few words; the strongest objection wins."""
     if "chance" in codes:
         return "Cannot be judged: the base model is at chance", "plain"
@@ -578,9 +561,7 @@ def _badge(
         return "Cannot be judged: no interval", "plain"
     if way == "unclear":
         even = math.isfinite(before.high) and before.high < EVEN
-        return (
-            ("Little to repair, and no clear change", "plain") if even else ("No clear change in bias", "bad")
-        )
+        return ("Little to repair, and no clear change", "plain") if even else ("No clear change in bias", "bad")
     if codes & {"mute", "position", "mass", "random", "seen"}:
         return "Bias fell, but read the warnings", "bad"
     if codes & {"accuracy", "perplexity"}:
@@ -616,10 +597,8 @@ def _first_sentence(
             + "by "
             + _both(perplexity, "relative", signed=True, suffix="%")
         )
-    rest = (
-        f"; {' and '.join(costs)}." if costs else "; what it costs in accuracy or fluency was not measured."
-    )
-    return f"At strength {_strength(run.top)} the per-concept bias {verb}, {_where(run, task)}{rest}"
+    rest = f"; {' and '.join(costs)}." if costs else "; what it costs in accuracy or fluency was not measured."
+    return f"At strength {_strength(run.top)} the per-concept bias {_where(run, task)} {verb}{rest}"
 
 
 def _where(run: Run, task: Mapping[str, Any]) -> str:
@@ -629,9 +608,9 @@ def _where(run: Run, task: Mapping[str, Any]) -> str:
     if not data.get("task"):
         return on
     if data["task"] != task["name"]:
-        return f"{on}, a task it was not trained on"
+        return f"{on}, a task it was not trained on,"
     if data.get("split") and split and split not in ("all", data["split"]) and data["split"] != "all":
-        return f"{on}, which training did not see"
+        return f"{on}, which training did not see,"
     return on
 
 
@@ -645,20 +624,18 @@ def _control_sentence(run: Run, task: Mapping[str, Any]) -> str:
             continue
         change = run.change(task, arm, strength, "per_concept_bias")
         verb = {
-            "fell": "lowers it to",
-            "rose": "raises it to",
-            "unclear": "does not clearly change it,",
-            "unknown": "gives",
+            "fell": "lowers it to {}",
+            "rose": "raises it to {}",
+            "unclear": "does not clearly change it: {}",
+            "unknown": "gives {}",
         }[_way(change)]
-        words = f"{name} {verb} {_both(figure, 'share')}"
+        words = f"{name} {verb.format(_both(figure, 'share'))}"
         accuracy = run.change(task, arm, strength, "unambiguous_accuracy") if arm == "instruction" else None
         if accuracy is not None and math.isfinite(accuracy.value):
             words += f" with accuracy changed by {_both(accuracy, 'percent', signed=True, suffix='points')}"
         said.append(words)
     if not said:
-        return (
-            "No control was run, so this change cannot be set against a random one or against asking nicely."
-        )
+        return "No control was run, so this change cannot be set against a random one or against asking nicely."
     missing = [f"{name} was not tried" for arm, name in names.items() if run.control(arm) is None]
     text = "; ".join([*said, *missing])
     return f"For comparison, {text}."
@@ -683,11 +660,7 @@ def _shortcuts(run: Run, task: Mapping[str, Any], way: str) -> Iterator[Note]:
             "The model takes a side less often",
             f"The neither rate rises from {_both(neither[0], 'percent', suffix='%')} to "
             f"{_both(neither[1], 'percent', suffix='%')}. A model that does not answer has no bias to measure"
-            + (
-                ": part or all of the fall may be the model having gone mute, not having become fair."
-                if fell
-                else "."
-            ),
+            + (": part or all of the fall may be the model having gone mute, not having become fair." if fell else "."),
         )
     position = pair("position_effect")
     if position:
@@ -709,17 +682,13 @@ def _shortcuts(run: Run, task: Mapping[str, Any], way: str) -> Iterator[Note]:
             "mass",
             "The model would rather say something else",
             f"The probability on the allowed answers falls from {_both(mass[0], 'percent', suffix='%')} to "
-            f"{_both(mass[1], 'percent', suffix='%')}, so the figures speak of fewer of the answers it would really give.",
+            f"{_both(mass[1], 'percent', suffix='%')}, so the figures speak of fewer of "
+            "the answers it would really give.",
         )
     steered = run.get(task, "steering", top, "per_concept_bias")
     strength = run.control("random")
     chance = run.get(task, "random", strength, "per_concept_bias")
-    if (
-        fell
-        and steered
-        and chance
-        and _way(run.change(task, "random", strength, "per_concept_bias")) == "fell"
-    ):
+    if fell and steered and chance and _way(run.change(task, "random", strength, "per_concept_bias")) == "fell":
         ours = run.change(task, "steering", top, "per_concept_bias")
         theirs = run.change(task, "random", strength, "per_concept_bias")
         if ours and theirs and theirs.value <= 0.5 * ours.value:
@@ -736,12 +705,13 @@ def _costs(run: Run, task: Mapping[str, Any]) -> Iterator[Note]:
     """What the change cost, where it is measurable and large enough to say."""
     accuracy = run.change(task, "steering", run.top, "unambiguous_accuracy")
     if accuracy and accuracy.value <= -ACCURACY and _way(accuracy) == "fell":
+        lost = replace(accuracy, value=-accuracy.value, low=-accuracy.high, high=-accuracy.low)
         yield Note(
             "warning",
             "accuracy",
             "Right answers were lost",
             "Where the text settles the answer, accuracy falls by "
-            f"{_both(replace(accuracy, value=-accuracy.value, low=-accuracy.high, high=-accuracy.low), 'percent', suffix='points')}"
+            f"{_both(lost, 'percent', suffix='points')}"
             ". A lower strength may keep more of it: see the dial below.",
         )
     perplexity = run.relative(task, "steering", run.top, "perplexity")
@@ -768,7 +738,8 @@ def _cautions(run: Run, task: Mapping[str, Any]) -> Iterator[Note]:
                 "chance",
                 "The base model is at chance on this task",
                 f"Its accuracy where the text settles the answer, {_both(accuracy, 'percent', suffix='%')}, cannot be "
-                f"told from guessing ({_text(chance, 'percent')}\u00a0%). Such a model can show neither bias nor repair.",
+                f"told from guessing ({_text(chance, 'percent')}\u00a0%). Such a model can show neither bias nor "
+                "repair.",
             )
     if before and before.high < EVEN:
         yield Note(
@@ -797,9 +768,7 @@ def _cautions(run: Run, task: Mapping[str, Any]) -> Iterator[Note]:
             "choice",
             "The single likeliest answer has not clearly become fairer",
             f"The probabilities moved, but the bias of the likeliest answer changes by "
-            f"{_both(greedy, 'share', signed=True)}"
-            + (f" to {_both(choice, 'share')}" if choice else "")
-            + ".",
+            f"{_both(greedy, 'share', signed=True)}" + (f" to {_both(choice, 'share')}" if choice else "") + ".",
         )
     points = [(s, e) for s in run.strengths if s > 0 and (e := run.get(task, "steering", s, bias))]
     if after and points:
@@ -851,8 +820,7 @@ def _cautions(run: Run, task: Mapping[str, Any]) -> Iterator[Note]:
             "note",
             "norandom",
             "No random control",
-            "Without one, damage cannot be told from repair by these figures alone. "
-            "`trimtab eval --control random` adds it.",
+            "Without one, damage cannot be told from repair by these figures alone.",
         )
 
 
@@ -916,7 +884,7 @@ def _last(name: Any) -> str:
     return str(name).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or str(name)
 
 
-def _each(run: Run, part: Any) -> str:
+def _each(run: Run, part: Callable[[Run, Mapping[str, Any]], str]) -> str:
     if not run.tasks:
         return _absent("The run holds no task.")
     if len(run.tasks) == 1:
@@ -941,7 +909,8 @@ def _verdict_html(run: Run, task: Mapping[str, Any]) -> str:
     for note in sorted(verdict.notes, key=lambda n: n.kind != "warning"):
         word = "Warning" if note.kind == "warning" else "Note"
         out.append(
-            f'<aside class="note {note.kind}" data-code="{note.code}"><p><strong>{word}: {escape(note.title)}.</strong> '
+            f'<aside class="note {note.kind}" data-code="{note.code}"><p>'
+            f"<strong>{word}: {escape(note.title)}.</strong> "
             f"{_code(note.text)}</p></aside>"
         )
     out.append(
@@ -950,7 +919,7 @@ def _verdict_html(run: Run, task: Mapping[str, Any]) -> str:
     )
     concepts = list(dict.fromkeys(r.concept for r in run.of(task, "steering", 0.0) if r.ambiguous))
     if concepts:
-        some = ", ".join(concepts[:3]) + (", …" if len(concepts) > 3 else "")
+        some = ", ".join(concepts[:3]) + (" and so on" if len(concepts) > 3 else "")
         out.append(f" A concept is what an item is about; here there are {len(concepts)}: {escape(some)}.")
     out.append("</p>")
     return "".join(out)
@@ -1031,7 +1000,9 @@ def _tracks(
                 x = _span(side, factor(across))
             unit = "relative" if metric == "perplexity" else BY_KEY[metric].unit
             tip = f"{name}: {_both(up, unit, signed=metric == 'perplexity')}"
-            label = (name if arm != "steering" or strength == 0 else _strength(strength)) if labels else ""
+            # Of a control only the point that the verdict compares has a label: the others crowd around the base.
+            named = labels and (arm == "steering" or strength == run.control(arm))
+            label = (name if arm != "steering" or strength == 0 else _strength(strength)) if named else ""
             base = arm == "steering" and strength == 0
             dots.append(Dot(x, _span(up, factor(metric)), label, tip, base))
         if dots:
@@ -1041,11 +1012,7 @@ def _tracks(
 
 def _legend(run: Run, *, band: bool = False) -> str:
     bars = "band" if band else "bars"
-    out = (
-        [f"<span>{figures.key('steering', base=True)}base (strength 0)</span>"]
-        if 0.0 in run.strengths
-        else []
-    )
+    out = [f"<span>{figures.key('steering', base=True)}base (strength 0)</span>"] if 0.0 in run.strengths else []
     if run.top is not None:
         out.append(f"<span>{figures.key('steering')}steering, by strength</span>")
     if run.arm_strengths("random"):
@@ -1066,7 +1033,7 @@ def _bias_axis(scale: float = 1) -> Axis:
 
 
 def _frontier_html(run: Run, task: Mapping[str, Any]) -> str:
-    width, height = 480.0, 380.0
+    width, height = 450.0, 370.0
     panels = (
         (
             "unambiguous_accuracy",
@@ -1156,10 +1123,11 @@ def _dial_html(run: Run, task: Mapping[str, Any]) -> str:
             nudge=8,
         )
         out.append(figures.svg(drawing, width, height, _in_words(run, tracks, title)))
-    text = "<p>Every figure against the strength. Only the first should move.</p>"
+    text = "<p>Every figure against the strength. Bias and gap should come to 0 and the rest stay put.</p>"
     if left_out:
         text += _absent(f"Not in this run, or not defined for this task: {', '.join(left_out)}.")
-    return f'{text}<figure><div class="many">{"".join(out)}</div><figcaption>{_legend(run, band=True)}</figcaption></figure>'
+    legend = _legend(run, band=True)
+    return f'{text}<figure><div class="many">{"".join(out)}</div><figcaption>{legend}</figcaption></figure>'
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -1184,9 +1152,7 @@ def _lean(records: Iterable[Record]) -> _Lean | None:
     if set().union(*offered) == {"women", "men"}:
         return _Lean("women", "men", "women", "P(women) − P(men), where the text does not settle the answer")
     if any(len(groups) > 2 for groups in offered):
-        return _Lean(
-            "range", "even", "uneven", "most favoured minus least favoured group, maxₖ P(k) − minₖ P(k)"
-        )
+        return _Lean("range", "even", "uneven", "most favoured minus least favoured group, maxₖ P(k) − minₖ P(k)")
     if any({"pro", "anti"} & set(r.roles) for r in ambiguous):
         return _Lean("roles", "against stereotype", "with stereotype", "P(pro) − P(anti), signed")
     return None
@@ -1216,11 +1182,7 @@ def _lean_of(items: Sequence[Record], lean: _Lean) -> float:
     if lean.kind == "women":
         each = [_share(r, r.groups, "women") - _share(r, r.groups, "men") for r in items]
     else:
-        each = [
-            _share(r, r.roles, "pro") - _share(r, r.roles, "anti")
-            for r in items
-            if {"pro", "anti"} & set(r.roles)
-        ]
+        each = [_share(r, r.roles, "pro") - _share(r, r.roles, "anti") for r in items if {"pro", "anti"} & set(r.roles)]
     return sum(each) / len(each) if each else NAN
 
 
@@ -1266,9 +1228,7 @@ def _concepts_html(run: Run, task: Mapping[str, Any]) -> str:
     if run.top is None:
         text = f"<p>{escape(lean.words)}: the ring is the base. Nothing was steered.</p>"
     if total > CONCEPTS:
-        text += (
-            f'<p class="fine">{WORST} of {total} concepts: those with the largest lean before or after.</p>'
-        )
+        text += f'<p class="fine">{WORST} of {total} concepts: those with the largest lean before or after.</p>'
     legend = (
         f'<p class="legend"><span>{figures.key("steering", base=True)}base</span>'
         f"<span>{figures.key('steering')}strength {_strength(run.top)}</span></p>"
@@ -1316,9 +1276,7 @@ def _table_html(run: Run, task: Mapping[str, Any]) -> str:
         if rows:
             label = f"{name}{', %' if unit == 'percent' else ''}"
             side = f" <span>{better}</span>" if better else ""
-            groups.append(
-                f'<tbody><tr class="group"><th colspan="7" scope="rowgroup">{escape(label)}{side}</th></tr>'
-            )
+            groups.append(f'<tbody><tr class="group"><th colspan="7" scope="rowgroup">{escape(label)}{side}</th></tr>')
             groups.append("".join(rows) + "</tbody>")
     if not groups:
         return _absent("The run holds no figure for this task.")
@@ -1350,9 +1308,7 @@ def _samples_html(run: Run) -> str:
     told = {(s.prompt, s.arm, s.strength): s.completion for s in run.samples}
     arms = sorted(
         {(s.arm, s.strength) for s in run.samples},
-        key=lambda a: (
-            (figures.ARMS.index(a[0]), a[1]) if (a[0] in figures.ARMS) else (len(figures.ARMS), a[1])
-        ),
+        key=lambda a: (figures.ARMS.index(a[0]), a[1]) if (a[0] in figures.ARMS) else (len(figures.ARMS), a[1]),
     )
     out = []
     for prompt in prompts[:SAMPLES]:
@@ -1367,11 +1323,12 @@ def _samples_html(run: Run) -> str:
             body = (
                 '<p class="same">same as the base</p>'
                 if same
-                else f'<p class="said">{escape(text) or "(nothing)"}</p>'
+                else f'<p class="said">{escape(text.strip()) or "(nothing)"}</p>'
             )
             mark = figures.key(arm, base=is_base)
             cells.append(
-                f'<div class="cell"><p class="who">{mark}{escape(_arm_name(run, arm, strength, long=True))}</p>{body}</div>'
+                f'<div class="cell"><p class="who">{mark}{escape(_arm_name(run, arm, strength, long=True))}</p>'
+                f"{body}</div>"
             )
         out.append(
             f'<article class="sample"><p class="prompt">{escape(prompt)}</p><div class="cells">{"".join(cells)}</div>'
@@ -1379,11 +1336,7 @@ def _samples_html(run: Run) -> str:
         )
     left = len(prompts) - SAMPLES
     more = f'<p class="fine">{left} more in records.jsonl.</p>' if left > 0 else ""
-    return (
-        "<p>Greedy completions, for people to read. They illustrate; they prove nothing.</p>"
-        + "".join(out)
-        + more
-    )
+    return "<p>Greedy completions, for people to read. They illustrate; they prove nothing.</p>" + "".join(out) + more
 
 
 def _items_html(run: Run, task: Mapping[str, Any]) -> str:
@@ -1398,9 +1351,7 @@ def _items_html(run: Run, task: Mapping[str, Any]) -> str:
 
     chosen: dict[str, tuple[Record, Record]] = {}
     for pair in sorted((p for p in pairs if p[0].ambiguous), key=lambda p: (-moved(p), p[0].id)):
-        chosen.setdefault(
-            pair[0].concept, pair
-        )  # one a concept: six wordings of one occupation teach nothing
+        chosen.setdefault(pair[0].concept, pair)  # one a concept: six wordings of one occupation teach nothing
     open_items = list(chosen.values())[:CHANGED]
     lost = [
         (a, b)
@@ -1416,9 +1367,7 @@ def _items_html(run: Run, task: Mapping[str, Any]) -> str:
     settled = sum(1 for a, _ in pairs if not a.ambiguous)
     out = []
     if open_items:
-        out.append(
-            "<p>Where the text does not settle the answer, the largest moves, one for each concept.</p>"
-        )
+        out.append("<p>Where the text does not settle the answer, the largest moves, one for each concept.</p>")
         out.append('<div class="items">' + "".join(_item(run, a, b) for a, b in open_items) + "</div>")
     if settled:
         text = f"Where the text settles the answer ({settled} items), the likeliest answer went from right to wrong on "
@@ -1443,9 +1392,11 @@ def _item(run: Run, a: Record, b: Record) -> str:
     kind = "not settled" if a.ambiguous else "settled"
     return (
         f'<article class="item"><p class="who">{escape(a.concept)} · {kind} · {escape(a.id)}</p>'
-        f'<p class="prompt">{escape(a.prompt)}</p><table><caption class="hidden">Probability of each answer, %</caption>'
+        f'<p class="prompt">{escape(a.prompt)}</p><table>'
+        '<caption class="hidden">Probability of each answer, %</caption>'
         '<thead><tr><th scope="col">answer</th><th scope="col" colspan="2">base, %</th>'
-        f'<th scope="col" colspan="2">at {_strength(run.top)}, %</th></tr></thead><tbody>{rows}</tbody></table></article>'
+        f'<th scope="col" colspan="2">at {_strength(run.top)}, %</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></article>"
     )
 
 
@@ -1472,25 +1423,19 @@ def _method_html(run: Run) -> str:
     out.append(known("seed", summary.get("seed")) + known("strengths", [_strength(s) for s in run.strengths]))
     for task in run.tasks:
         split = f"{task['split']} split. " if task.get("split") else ""
-        out.append(
-            known(f"task {task['name']}", f"{split}{task['division']}" if task.get("division") else None)
-        )
+        out.append(known(f"task {task['name']}", f"{split}{task['division']}" if task.get("division") else None))
+    if run.arm_strengths("instruction"):
+        out.append(known("instruction", summary.get("instruction")))
     out.append(known("command", summary.get("command"), code=True) + known("trimtab", summary.get("trimtab")))
     out.append("</dl><h3>The steering</h3>")
     if not card:
-        why = "The run has no card, so it cannot be said how the steering was learned, on what data, or from which weights."
-        out.append(
-            _absent(why if summary.get("steering") else "The base model alone was run; there is no steering.")
-        )
+        why = "The run has no card, so how the steering was learned, on what data and which weights, cannot be said."
+        out.append(_absent(why if summary.get("steering") else "The base model alone was run; there is no steering."))
     else:
         sites = card.get("sites") or []
         out.append("<dl>")
-        out.append(
-            known("learner", card.get("learner")) + known("operation", card.get("operation"), code=True)
-        )
-        out.append(
-            known("learned on", model.get("id")) + known("fingerprint", model.get("fingerprint"), code=True)
-        )
+        out.append(known("learner", card.get("learner")) + known("operation", card.get("operation"), code=True))
+        out.append(known("learned on", model.get("id")) + known("fingerprint", model.get("fingerprint"), code=True))
         out.append(known("sites", f"{len(sites)}: {_some(sites)}" if sites else None))
         ranges = [
             f"{name} {' to '.join(map(_plain, v)) if isinstance(v, list) else _plain(v)}"
@@ -1503,17 +1448,14 @@ def _method_html(run: Run) -> str:
         ]
         used.append(f"{data['items']} items" if data.get("items") is not None else "")
         out.append(known("training data", ", ".join(u for u in used if u)))
-        out.append(
-            known("data digest", data.get("digest"), code=True) + known("training seed", card.get("seed"))
-        )
+        out.append(known("data digest", data.get("digest"), code=True) + known("training seed", card.get("seed")))
         out.append(known("licence", card.get("licence")) + known("limits", card.get("limits")))
         out.append("</dl>" + _settings(_mapping(card.get("settings"))))
         if missing:
             out.append(f'<p class="absent" data-missing="1">Not recorded: {escape(", ".join(missing))}.</p>')
         out.append(_history(card.get("history")))
     words = "".join(
-        f"<dt>{escape(f.name)}</dt><dd>{escape(f.words)}<br><code>{escape(f.formula)}</code></dd>"
-        for f in FIGURES
+        f"<dt>{escape(f.name)}</dt><dd>{escape(f.words)}<br><code>{escape(f.formula)}</code></dd>" for f in FIGURES
     )
     out.append(
         f'<h3>What the figures mean</h3><dl class="defs">{words}<dt>likeliest answer only</dt><dd>The same figure with '
@@ -1552,19 +1494,17 @@ def _settings(settings: Mapping[str, Any]) -> str:
     if not rows:
         return _absent("The card keeps no settings.")
     return (
-        '<div class="scroll"><table class="settings"><caption class="hidden">The learner’s settings</caption><thead><tr>'
-        '<th scope="col">setting</th><th scope="col">value</th><th scope="col">given or default</th></tr></thead><tbody>'
+        '<div class="scroll"><table class="settings"><caption class="hidden">The learner’s settings</caption>'
+        "<thead><tr>"
+        '<th scope="col">setting</th><th scope="col">value</th><th scope="col">given or default</th>'
+        "</tr></thead><tbody>"
         f"{''.join(rows)}</tbody></table></div>"
     )
 
 
 def _history(history: Any) -> str:
     """The training curve, where the card kept one: bias, loss and KL by step."""
-    steps = (
-        [_mapping(h) for h in history or () if isinstance(h, Mapping)]
-        if isinstance(history, Sequence)
-        else []
-    )
+    steps = [_mapping(h) for h in history or () if isinstance(h, Mapping)] if isinstance(history, Sequence) else []
     out = []
     for name in ("bias", "loss", "kl"):
         points = [
@@ -1578,17 +1518,18 @@ def _history(history: Any) -> str:
             continue
         thin = points[:: max(1, math.ceil(len(points) / 300))]
         track = Track("steering", tuple(Dot((s, s, s), (v, NAN, NAN)) for s, v in thin))
-        low = () if name == "loss" else (0.0,)
+        from_zero = name != "loss" and min(v for _, v in thin) >= 0
         drawing = figures.panel(
             [track],
             x=Axis("training step"),
-            y=Axis(include=low),
+            y=Axis(include=(0.0,), floor=0.0) if from_zero else Axis(),
             width=316,
             height=200,
             title={"bias": "Bias in training", "loss": "Loss", "kl": "KL to the base, nats a token"}[name],
             marks=False,
         )
-        said = f"{name} over training: from {thin[0][1]:.3g} at step {thin[0][0]:g} to {thin[-1][1]:.3g} at step {thin[-1][0]:g}"
+        (first, start), (last, end) = thin[0], thin[-1]
+        said = f"{name} over training: from {start:.3g} at step {first:g} to {end:.3g} at step {last:g}"
         out.append(figures.svg(drawing, 316, 200, said))
     return f'<h3>Training</h3><figure><div class="many">{"".join(out)}</div></figure>' if out else ""
 
@@ -1613,14 +1554,14 @@ def _headline(run: Run, task: Mapping[str, Any], width: float, dark: bool) -> st
         for metric, name, note, axis in (
             (
                 "unambiguous_accuracy",
-                "Accuracy where the text settles the answer",
+                "Accuracy on settled answers",
                 "%, higher is better",
                 Axis(least=20, floor=0, ceiling=100),
             ),
             (
                 "perplexity",
-                "Perplexity on neutral text, change",
-                "% of the base, lower is better",
+                "Perplexity, change",
+                "% of the base on neutral text, lower is better",
                 Axis(include=(0.0,), least=10, signed=True),
             ),
         )
@@ -1631,7 +1572,7 @@ def _headline(run: Run, task: Mapping[str, Any], width: float, dark: bool) -> st
     subtitle = f"{_last(run.summary.get('model') or 'model')} on {task['name']}{split}{n}"
     arms = [("base", "base")] if 0.0 in run.strengths else []
     if run.top is not None:
-        arms.append(("steering", "steering, band: 95 % interval"))
+        arms.append(("steering", "steering"))
     arms += [("random", "random change, same size")] if run.arm_strengths("random") else []
     arms += [("instruction", "instruction to be fair")] if run.arm_strengths("instruction") else []
     return figures.headline(
@@ -1639,7 +1580,7 @@ def _headline(run: Run, task: Mapping[str, Any], width: float, dark: bool) -> st
         small,
         title=title,
         subtitle=subtitle,
-        footer="Bars and band: 95 % intervals from a bootstrap over wordings and concepts.",
+        footer="Bars and bands: 95 % intervals from a bootstrap over wordings and concepts.",
         strengths=tuple(run.strengths),
         instruction=bool(run.arm_strengths("instruction")),
         arms=arms,
@@ -1740,7 +1681,8 @@ thead th { color: var(--soft); font-size: 12.5px; vertical-align: bottom }
 .figures th, .figures td { padding: 3px 0 3px 14px; white-space: nowrap }
 .figures th:first-child { padding-left: 0 }
 .figures thead th:not(:first-child) { text-align: right; white-space: normal }
-.figures tbody th svg { display: inline-block; vertical-align: -3px; margin-right: 8px }
+.figures tbody th svg { display: inline-block; vertical-align: -3px; margin-right: 8px; max-width: none }
+.figures th[scope=row] { position: sticky; left: 0; background: var(--paper) }
 .figures tr:not(.group) > * { border-top: 1px solid var(--rule) }
 .figures thead tr > * { border: 0 }
 .figures .group th { padding-top: 18px; font-weight: 650 }
@@ -1762,7 +1704,7 @@ thead th { color: var(--soft); font-size: 12.5px; vertical-align: bottom }
 .cells { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(210px, 100%), 1fr)); gap: 12px 22px }
 .said, .same { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 14px }
 .same { color: var(--soft); font-style: italic }
-.items { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 14px;
+.items { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 14px;
   margin: 0 0 18px }
 .item { background: var(--panel); border-radius: 8px; padding: 12px 14px; min-width: 0 }
 .item .prompt { font-size: 14px }
@@ -1788,7 +1730,7 @@ dd { margin: 0; overflow-wrap: anywhere; max-width: 80ch }
   .lead { font-size: 16.5px }
   dl, .defs { display: block }
   dd { margin: 0 0 9px }
-  .dumbbell td:not(.draw), .dumbbell thead th:nth-child(n+3) { width: 50px }
+  .dumbbell td:not(.draw), .dumbbell thead th:nth-child(n+3) { width: 54px; padding-left: 8px }
   .dumbbell th:first-child { padding-right: 10px }
   .figures { font-size: 12.5px }
 }
@@ -1796,8 +1738,10 @@ dd { margin: 0; overflow-wrap: anywhere; max-width: 80ch }
   nav { display: none }
   body { max-width: none; padding: 0; font-size: 12px }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact }
-  figure, .item, .sample, .note, .tile, .figures tbody { break-inside: avoid }
-  h2, h3 { break-after: avoid }
+  p, figure, .item, .sample, .note, .tile, .figures tbody { break-inside: avoid }
+  h2, h3, section > p:not(.fine) { break-after: avoid }
+  .pair, .items { grid-template-columns: 1fr 1fr }
+  .many { grid-template-columns: repeat(3, 1fr) }
   .scroll { overflow: visible }
   .lead { font-size: 14px }
 }

@@ -193,6 +193,33 @@ def sequence_logp(
     return out
 
 
+def hidden_states(body: nn.Module, sequences: Sequence[tuple[int, ...]], *, skip: int = 0) -> list[Tensor]:
+    """The last hidden state at every token of each sequence from `skip` on that predicts another: (tokens - 1, dim)."""
+    device = next(body.parameters()).device
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    found: dict[int, Tensor] = {}
+    for start in range(0, len(order), 8):
+        batch = order[start : start + 8]
+        out = body(input_ids=_padded([sequences[i] for i in batch], device), use_cache=False).last_hidden_state
+        # Copied: a slice would keep the whole padded batch alive.
+        found.update({i: out[row, skip : len(sequences[i]) - 1].clone() for row, i in enumerate(batch)})
+    return [found[i] for i in range(len(sequences))]
+
+
+def nll_and_kl(
+    readout: Readout, h: Float[Tensor, "n dim"], base: Float[Tensor, "n dim"], targets: Int[Tensor, " n"]
+) -> tuple[float, float]:
+    """Sums over positions of `-log p(target)` and of `KL(p || p_base)`, in nats, a few positions at a time."""
+    step = max(1, LOGITS_AT_ONCE // readout.weight.shape[0] // 4)
+    nll = kl = 0.0
+    for start in range(0, len(h), step):
+        part = slice(start, start + step)
+        logp, logq = readout(h[part]).log_softmax(-1), readout(base[part]).log_softmax(-1)
+        nll -= float(logp.gather(1, targets[part, None]).double().sum())
+        kl += float((logp.exp() * (logp - logq)).sum(-1).double().sum())
+    return nll, kl
+
+
 def _batches(items: Sequence[Encoded], shared: int, budget: int, *, exact: bool) -> Iterator[list[int]]:
     """Indices of items in batches of like length.
 
@@ -250,3 +277,88 @@ def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> Int[Tensor
 
 def _select(rows: RowSelector | None, index: Sequence[int]) -> AbstractContextManager[None]:
     return nullcontext() if rows is None else rows(index)
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """Items laid out for one differentiable pass: rows of tokens, and where in them each option's tokens are predicted.
+
+    An option of several tokens has a row of its own; all others are read off the first row of their item.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    reads: tuple[tuple[int, int, int, int], ...]
+    """(row, position, token, slot), with slots numbering the options of all items in order."""
+    options: tuple[int, ...]
+    """Number of options of each item."""
+    firsts: tuple[tuple[int, int], ...]
+    """(row, position) where each item's prompt ends."""
+
+
+def flatten(items: Sequence[Encoded]) -> Flat:
+    """Lay items out for `score_flat`."""
+    rows: list[tuple[int, ...]] = []
+    reads: list[tuple[int, int, int, int]] = []
+    firsts: list[tuple[int, int]] = []
+    slot = 0
+    for item in items:
+        end = len(item.prompt) - 1
+        first_row = len(rows)
+        longer = [o for o in item.options if len(o) > 1]
+        if not longer:
+            rows.append(item.prompt)
+        for option in item.options:
+            if len(option) > 1:
+                rows.append(item.prompt + option[:-1])
+            row = len(rows) - 1 if len(option) > 1 else first_row
+            reads.extend((row, end + t, token, slot) for t, token in enumerate(option))
+            slot += 1
+        firsts.append((first_row, end))
+    return Flat(tuple(rows), tuple(reads), tuple(len(i.options) for i in items), tuple(firsts))
+
+
+def length_buckets(lengths: Sequence[int], overhead: int = 24) -> list[list[int]]:
+    """Split rows into batches of like length, least cost first: padded tokens plus `overhead` for each batch.
+
+    Exact, by dynamic programming over the distinct lengths; a pass costs about as much as `overhead` tokens before it
+    computes any.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    distinct = sorted(set(lengths))
+    count = {n: sum(1 for length in lengths if length == n) for n in distinct}
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(distinct) + 1):
+        options = []
+        for start in range(end):
+            held = sum(count[n] for n in distinct[start:end])
+            options.append((best[start][0] + held * distinct[end - 1] + overhead, start))
+        best.append(min(options))
+    cuts, end = [], len(distinct)
+    while end:
+        cuts.append((best[end][1], end))
+        end = best[end][1]
+    place, batches = 0, []
+    for start, end in reversed(cuts):
+        held = sum(count[n] for n in distinct[start:end])
+        batches.append(order[place : place + held])
+        place += held
+    return batches
+
+
+def score_flat(
+    readout: Readout, flat: Flat, run: Callable[[Sequence[int]], Tensor], *, wide: int | None = None
+) -> list[Scores]:
+    """Score flattened items with gradients; `run` gives the last hidden states (rows, tokens, dim) of some rows.
+
+    The same numbers as `score`, without a cache between passes, so that activation checkpointing may be used.
+    """
+    hidden: dict[int, Tensor] = {}
+    for batch in length_buckets([len(r) for r in flat.rows]):
+        hidden.update(zip(batch, run(batch).unbind(0), strict=True))
+    h = torch.stack([hidden[row][position] for row, position, _, _ in flat.reads])
+    device = h.device
+    tokens = torch.tensor([[token] for _, _, token, _ in flat.reads], device=device)
+    slots = torch.tensor([slot for *_, slot in flat.reads], device=device)
+    picked = _log_softmax_at(readout, h, tokens).squeeze(1)
+    logp = torch.zeros(sum(flat.options), device=device).index_add(0, slots, picked)
+    return [Scores(part, torch.logsumexp(part, 0)) for part in logp.split(list(flat.options))]

@@ -12,7 +12,11 @@ from trimtab.tasks.positions import listed_positions
     [
         ("the cook or the baker?", ["cook", "baker"], (0, 1)),
         ("the cook or the baker?", ["baker", "cook"], (1, 0)),
-        ("The cook met the baker. Who, the baker or the cook?", ["cook", "baker"], (1, 0)),  # the last mention
+        (
+            "The cook met the baker. Who, the baker or the cook?",
+            ["cook", "baker"],
+            (1, 0),
+        ),  # the last mention
         ("The COOK and the Baker", ["cook", "baker"], (0, 1)),
         ("he said that", ["he", "she"], (None, None)),  # not all are mentioned
         ("the bakery and the cook", ["baker", "cook"], (None, None)),  # whole words only

@@ -48,7 +48,7 @@ def task():
 
 
 def neutral_paragraphs() -> list[str]:
-    text = resources.files("trimtab.tasks").joinpath("data").joinpath("neutral.txt").read_text("utf-8")
+    text = resources.files("trimtab").joinpath("data").joinpath("neutral.txt").read_text("utf-8")
     return [p for p in text.strip().split("\n\n")]
 
 

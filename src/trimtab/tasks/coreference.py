@@ -12,10 +12,10 @@ P(pro) = P(anti) over the concept, and what remains is the stereotype. A sentenc
 pronouns is left out, since it would break that balance.
 
 **Type 2 is unambiguous**: syntax settles it ("The developer argued with the designer and slapped [him]": not
-the subject). Roles are `correct` (the annotated antecedent) and `wrong`. In these files the person meant is always
-the *second* one named. So a model that always names the second person gets every type 2 item right and has no
-bias on type 1: read its accuracy only beside the position effect on type 1, where each role comes first as
-often as second.
+the subject). Roles are `correct` (the annotated antecedent) and `wrong`. In these files the person meant is
+always the *second* one named. So a model that always names the second person gets every type 2 item right and
+has no bias on type 1: read its accuracy only beside the position effect on type 1, where each role comes
+first as often as second.
 
 A concept is the unordered pair of occupations ("developer/designer", male stereotype first), not one
 occupation: an item is always a choice between two. Each occupation is in about ten pairs. A template is the

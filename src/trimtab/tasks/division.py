@@ -136,8 +136,8 @@ def _cross(
             return kept
     raise TaskError(
         f"{_count(len(items), 'item')} over {_count(len(concepts), 'concept')} and "
-        f"{_count(len(templates), 'template')} hang together so closely that {DRAWS} drawn divisions each left "
-        f"a split without items: no concept and no template may be in two splits. {_REMEDY}"
+        f"{_count(len(templates), 'template')} hang together so closely that {DRAWS} drawn divisions each "
+        f"left a split without items: no concept and no template may be in two splits. {_REMEDY}"
     )
 
 

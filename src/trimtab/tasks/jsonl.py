@@ -90,8 +90,7 @@ def _divided(items: list[Item], seed: int | None) -> tuple[list[Item], str, int 
         if not (concepts or templates):
             return items, "given in the file", None
         both = f"{_count(concepts, 'concept')} and {_count(templates, 'template')}"
-        verb = "occurs" if concepts + templates == 1 else "occur"
-        return items, f"given in the file; NOT disjoint: {both} {verb} in more than one split", None
+        return items, f"given in the file; NOT disjoint: {both} occur in more than one split", None
     if seed is None:
         return items, "not divided (no seed)", None
     divided, division = divide(items, seed)
@@ -132,12 +131,12 @@ def _rows(content: bytes, defects: _Defects) -> list[tuple[int, Any]]:
     # Split at \n alone: JSON text may hold U+2028 and others at which str.splitlines would cut.
     for line, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         try:
-            text = raw.decode("utf-8").strip()
+            text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             byte = f"byte 0x{raw[error.start]:02x} at position {error.start + 1}"
             defects.add(line, "", f"not UTF-8 ({byte}); save the file as UTF-8")
             continue
-        if not text:
+        if not text.strip():
             continue
         try:
             rows.append((line, json.loads(text, object_pairs_hook=_Repeated)))

