@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,13 +39,24 @@ def resumed(blocks: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
     def given(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden
 
-    for block in blocks:
-        block.forward = given if block is blocks[-1] else through  # type: ignore[method-assign]
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(forward_as(block, given if block is blocks[-1] else through))
+        yield
+
+
+@contextmanager
+def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within it a module computes something else; its hooks, attributes and place in the model stay."""
+    before = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before  # type: ignore[method-assign]
 
 
 def first_block(root: nn.Module, names: Sequence[str]) -> int:

@@ -10,8 +10,9 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from trimtab import scoring, sites
+from trimtab import capture, scoring, sites
 from trimtab.errors import BadItem, FingerprintMismatch, ModelError, NoChatTemplate, NotFound, UsageError
 from trimtab.scoring import Encoded, Readout
 from trimtab.steering import Dial, Steering, Strength, attach
@@ -304,10 +305,12 @@ class SteerableModel:
     @torch.no_grad()
     def logp(self, texts: Sequence[str], *, given: str = "") -> list[Tensor]:
         """log P of each token of each text after its first, or of all of them after the words `given`."""
+        rows = self._rows if self._dials else None
         if not given:
-            return scoring.sequence_logp(self.body, self.readout, self.tokens(texts))
-        skip = len(self.tokens([given])[0])
-        return scoring.sequence_logp(self.body, self.readout, self.tokens([f"{given}{t}" for t in texts]), skip=skip)
+            return scoring.sequence_logp(self.body, self.readout, self.tokens(texts), rows=rows)
+        skip = len(self.tokens([given])[0]) - 1
+        sequences = self.tokens([f"{given}{t}" for t in texts])
+        return scoring.sequence_logp(self.body, self.readout, sequences, skip=skip, rows=rows)
 
     @torch.no_grad()
     def hidden(self, texts: Sequence[str], *, instruction: str | None = None) -> list[Tensor]:
@@ -325,6 +328,41 @@ class SteerableModel:
         rows = [torch.tensor(r[1:], device=self.device) for r in self.tokens(texts)]
         readout = self.readout
         return [(len(r), *scoring.nll_and_kl(readout, h, b, r)) for r, h, b in zip(rows, hidden, base, strict=True)]
+
+    # -- learning
+
+    @contextmanager
+    def short_rows(self, longest: int) -> Iterator[None]:
+        """Within it attention is plain matrix products, where rows are short and the processor is a CPU.
+
+        The fused kernel's backward pass took 2.5 times as long as all else together on rows of nine tokens.
+        """
+        config = self.hf.config
+        before = getattr(config, "_attn_implementation", None)
+        if self.device.type != "cpu" or longest > 128 or before != "sdpa":
+            yield
+            return
+        self.hf.set_attn_implementation("eager")  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            self.hf.set_attn_implementation(before)  # type: ignore[operator]
+
+    @contextmanager
+    def activation_checkpointing(self) -> Iterator[None]:
+        """Within it each block's activations are computed again in the backward pass instead of being kept.
+
+        The model stays in eval mode; transformers' own switch works in training mode only, which turns dropout on.
+        """
+
+        def twice(forward: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+        body = sites.backbone(self.hf)
+        with ExitStack() as stack:
+            for block in getattr(body, sites.FAMILIES[self.family].layers):
+                stack.enter_context(capture.forward_as(block, twice(block.forward)))
+            yield
 
     def _steers_rows(self) -> bool:
         return any(dial.strength.ndim for dial in self._dials)
@@ -346,12 +384,16 @@ class SteerableModel:
             raise UsageError("generate needs at least one prompt")
         rows = self.tokens([self.render(p) for p in batch])
         new = self.generate_ids(rows, max_new_tokens=max_new_tokens, **options)
-        texts = [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in new]
+        texts = [self.text(row) for row in new]
         return texts[0] if single else texts
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Tokens as text, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
     @torch.no_grad()
-    def generate_ids(self, rows: Sequence[tuple[int, ...]], **options: Any) -> list[list[int]]:
-        """The tokens that follow each row, end-of-text cut off; rows are padded on the left."""
+    def generate_ids(self, rows: Sequence[tuple[int, ...]], *, keep_stop: bool = False, **options: Any) -> list[list[int]]:
+        """The tokens that follow each row, up to the end-of-text token (kept on request); rows are padded on the left."""
         for row in rows:
             if not row:
                 raise UsageError("an empty prompt has no token to continue from")
@@ -364,13 +406,13 @@ class SteerableModel:
         settings = {"do_sample": False, "pad_token_id": pad, **options}
         out = self.hf.generate(input_ids=ids, attention_mask=mask, **settings)[:, width:]  # type: ignore[operator]
         stops = set(_as_list(self.hf.generation_config.eos_token_id)) | {self.tokenizer.eos_token_id}  # type: ignore[union-attr]
-        return [_until(row, stops) for row in out.tolist()]
+        return [_until(row, stops, keep_stop) for row in out.tolist()]
 
 
-def _until(row: list[int], stops: set[int | None]) -> list[int]:
+def _until(row: list[int], stops: set[int | None], keep_stop: bool) -> list[int]:
     for place, token in enumerate(row):
         if token in stops:
-            return row[:place]
+            return row[: place + keep_stop]
     return row
 
 

@@ -99,7 +99,7 @@ def score(
     else:
         shared = 0
     results: dict[int, Scores] = {}
-    for batch in _batches(items, shared, tokens_per_batch, exact=not share):
+    for batch in _batches(items, shared, tokens_per_batch):
         for index, scores in zip(batch, _score_batch(body, readout, items, batch, stem, shared, share, rows), strict=True):
             results[index] = scores
         if on_batch is not None:
@@ -122,7 +122,7 @@ def _score_batch(
     longer = any(len(o) > 1 for i in batch for o in items[i].options)
     with _select(rows, batch):
         cache = _expanded(stem, len(batch))
-        out = body(input_ids=_padded(prompts, device), past_key_values=cache, use_cache=cache is not None or longer and share)
+        out = body(input_ids=padded(prompts, device), past_key_values=cache, use_cache=cache is not None or longer and share)
     last = torch.tensor([len(p) - 1 for p in prompts], device=device)
     h = out.last_hidden_state[torch.arange(len(batch), device=device), last]
     width = max(len(items[i].options) for i in batch)
@@ -155,11 +155,11 @@ def _tails(
     with _select(rows, chosen):
         if share:
             cache.batch_select_indices(torch.tensor([row for row, _ in jobs], device=device))  # type: ignore[attr-defined]
-            out = body(input_ids=_padded([t[:-1] for t in tails], device), past_key_values=cache, use_cache=True)
+            out = body(input_ids=padded([t[:-1] for t in tails], device), past_key_values=cache, use_cache=True)
             start = [0] * len(jobs)
         else:
             whole = [items[i].prompt + t[:-1] for i, t in zip(chosen, tails, strict=True)]
-            out = body(input_ids=_padded(whole, device), use_cache=False)
+            out = body(input_ids=padded(whole, device), use_cache=False)
             start = [len(items[i].prompt) for i in chosen]
     at = [(j, start[j] + t, token) for j, tail in enumerate(tails) for t, token in enumerate(tail[1:])]
     index = torch.tensor(at, device=device)
@@ -181,14 +181,20 @@ def _log_softmax_at(
 
 
 def sequence_logp(
-    body: nn.Module, readout: Readout, sequences: Sequence[tuple[int, ...]], *, skip: int = 0
+    body: nn.Module,
+    readout: Readout,
+    sequences: Sequence[tuple[int, ...]],
+    *,
+    skip: int = 0,
+    rows: RowSelector | None = None,
 ) -> list[Float[Tensor, " tokens"]]:
     """log P of each token of each sequence given those before it, the first `skip + 1` tokens being given."""
     device = readout.weight.device
     out: list[Float[Tensor, " tokens"]] = []
-    for ids in sequences:
+    for index, ids in enumerate(sequences):
         row = torch.tensor([ids], device=device)
-        h = body(input_ids=row, use_cache=False).last_hidden_state[0, skip:-1]
+        with _select(rows, [index]):
+            h = body(input_ids=row, use_cache=False).last_hidden_state[0, skip:-1]
         out.append(_log_softmax_at(readout, h, row[0, skip + 1 :, None]).squeeze(1))
     return out
 
@@ -200,7 +206,7 @@ def hidden_states(body: nn.Module, sequences: Sequence[tuple[int, ...]], *, skip
     found: dict[int, Tensor] = {}
     for start in range(0, len(order), 8):
         batch = order[start : start + 8]
-        out = body(input_ids=_padded([sequences[i] for i in batch], device), use_cache=False).last_hidden_state
+        out = body(input_ids=padded([sequences[i] for i in batch], device), use_cache=False).last_hidden_state
         # Copied: a slice would keep the whole padded batch alive.
         found.update({i: out[row, skip : len(sequences[i]) - 1].clone() for row, i in enumerate(batch)})
     return [found[i] for i in range(len(sequences))]
@@ -220,7 +226,7 @@ def nll_and_kl(
     return nll, kl
 
 
-def _batches(items: Sequence[Encoded], shared: int, budget: int, *, exact: bool) -> Iterator[list[int]]:
+def _batches(items: Sequence[Encoded], shared: int, budget: int) -> Iterator[list[int]]:
     """Indices of items in batches of like length.
 
     Items with longer options continue from a cache, and a cache row may not end in padding: they are grouped by exact
@@ -270,7 +276,8 @@ def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
     return min(n, min(len(p) for p in prompts) - 1)
 
 
-def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> Int[Tensor, "rows tokens"]:
+def padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> Int[Tensor, "rows tokens"]:
+    """Rows of token ids as one matrix, padded on the right."""
     width = max(map(len, rows))
     return torch.tensor([[*r, *([0] * (width - len(r)))] for r in rows], device=device)
 
@@ -291,6 +298,8 @@ class Flat:
     """(row, position, token, slot), with slots numbering the options of all items in order."""
     options: tuple[int, ...]
     """Number of options of each item."""
+    disjoint: tuple[tuple[int, ...], ...]
+    """Of each item, the options whose probabilities add up to the mass: those that continue no other."""
     firsts: tuple[tuple[int, int], ...]
     """(row, position) where each item's prompt ends."""
 
@@ -314,7 +323,8 @@ def flatten(items: Sequence[Encoded]) -> Flat:
             reads.extend((row, end + t, token, slot) for t, token in enumerate(option))
             slot += 1
         firsts.append((first_row, end))
-    return Flat(tuple(rows), tuple(reads), tuple(len(i.options) for i in items), tuple(firsts))
+    disjoint = tuple(tuple(_disjoint(i.options)) for i in items)
+    return Flat(tuple(rows), tuple(reads), tuple(len(i.options) for i in items), disjoint, tuple(firsts))
 
 
 def length_buckets(lengths: Sequence[int], overhead: int = 24) -> list[list[int]]:
@@ -361,4 +371,5 @@ def score_flat(
     slots = torch.tensor([slot for *_, slot in flat.reads], device=device)
     picked = _log_softmax_at(readout, h, tokens).squeeze(1)
     logp = torch.zeros(sum(flat.options), device=device).index_add(0, slots, picked)
-    return [Scores(part, torch.logsumexp(part, 0)) for part in logp.split(list(flat.options))]
+    parts = zip(logp.split(list(flat.options)), flat.disjoint, strict=True)
+    return [Scores(part, torch.logsumexp(part[list(counted)], 0)) for part, counted in parts]

@@ -26,8 +26,8 @@ from torch import nn
 
 from trimtab.errors import SiteError, UnknownFamily
 
-NORMS = "layers.*.norm.*,norm.final"
-"""The pattern of every norm output of the backbone: what DSO steers."""
+NORMS = "*norm.*"
+"""The pattern of every norm output of the backbone, the final norm included where there is one: what DSO steers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class Family:
 
     norms: Mapping[str, str]
     """Site name -> attribute of a block, in the order of the forward pass."""
+    """`attn_in` stands before the attention; whatever else is named comes after it."""
     layers: str = "layers"
     final: str = "norm"
     proj: str = "self_attn.o_proj"
@@ -69,6 +70,12 @@ FAMILIES: Mapping[str, Family] = {
         proj="self_attn.out_proj",
     ),
 }
+_POST_NORM_OPT = Family(
+    {"attn_out": "self_attn_layer_norm", "mlp_out": "final_layer_norm"},
+    final="final_layer_norm",
+    proj="self_attn.out_proj",
+)
+"""OPT-350m: the same modules as its siblings, called after the attention and after the feed-forward part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,7 @@ def backbone(root: nn.Module) -> nn.Module:
     UnknownFamily, with the module names, where the table has no row.
     """
     kind = family(root)
-    row = FAMILIES.get(kind)
+    row = _row(root, kind)
     if row is not None:
         for module in root.modules():
             same = family(module) == kind if getattr(module, "config", None) is not None else False
@@ -108,7 +115,8 @@ def backbone(root: nn.Module) -> nn.Module:
 def names(root: nn.Module) -> dict[str, Site]:
     """Every named site of the model in the order of the forward pass."""
     body = backbone(root)
-    row = FAMILIES[family(root)]
+    row = _row(root, family(root))
+    assert row is not None, "backbone() has refused a family without a row"
     hidden = _hidden_size(root)
     found: dict[str, Site] = {}
 
@@ -166,7 +174,16 @@ def _expand_ranges(pattern: str) -> list[str]:
     if match is None:
         return [pattern]
     first, last = int(match[1]), int(match[2])
+    if first > last:
+        raise SiteError(f"'{pattern}': the range {first}-{last} runs backwards; write {last}-{first}")
     return [pattern[: match.start()] + str(i) + pattern[match.end() :] for i in range(first, last + 1)]
+
+
+def _row(root: nn.Module, kind: str) -> Family | None:
+    config = getattr(root, "config", None)
+    if kind == "opt" and not getattr(config, "do_layer_norm_before", True):
+        return _POST_NORM_OPT
+    return FAMILIES.get(kind)
 
 
 def _child(module: nn.Module, path: str) -> nn.Module | None:
@@ -188,14 +205,14 @@ def _input_width(module: nn.Module | None) -> int | None:
     if isinstance(module, nn.Linear):
         return module.in_features
     weight = getattr(module, "weight", None)  # GPT-2's Conv1D keeps (in, out)
-    return int(weight.shape[0]) if weight is not None else None
+    return int(weight.shape[0]) if weight is not None and weight.ndim <= 2 else None
 
 
 def _output_width(module: nn.Module) -> int | None:
     if isinstance(module, nn.Linear):
         return module.out_features
     weight = getattr(module, "weight", None)
-    return int(weight.shape[-1]) if weight is not None else None
+    return int(weight.shape[-1]) if weight is not None and weight.ndim <= 2 else None
 
 
 def _unknown(root: nn.Module, kind: str) -> UnknownFamily:

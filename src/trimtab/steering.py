@@ -71,13 +71,16 @@ class _Voice:
     site: str
     group: tuple[Intervention, ...]
     kept: dict[Any, list[tuple[Tensor | None, Tensor]]] = field(default_factory=dict)
+    fired: bool = False
 
     def add(self, h: Tensor, out: Tensor) -> Tensor:
         """`out` plus this share's delta of the untouched `h`; rows of strength 0 come back bit for bit."""
-        self.dial.fired.add(self.site)
+        # A flag, not a set shared by the sites: a compiled graph would be compiled again for what the set holds.
+        self.fired = True
         compiling = torch.compiler.is_compiling()
-        # Eager code may skip work at strength 0; a compiled graph must not be specialised on today's strength.
-        if self.dial._zero and not compiling:
+        # Eager code may skip work at strength 0; a compiled graph must not be specialised on today's strength, so
+        # `_zero` may not even be read there. `_off` may: a graph for it is compiled once.
+        if self.dial._off or (not compiling and self.dial._zero):
             return out
         w = self.dial._broadcast(h)
         steered = out
@@ -95,7 +98,9 @@ class _Voice:
     def _products(self, w: Tensor, h: Tensor, compiling: bool) -> list[tuple[Tensor | None, Tensor]]:
         """`(w a, w c)` of each Diagonal in the dtype of h, rounded once: one strength gives one result on any path."""
         learning = any(t.requires_grad for i in self.group for t in i.tensors().values())
-        keep = not (compiling or learning) and w.numel() <= max(1, h.shape[0])
+        # Not where there is one strength a token (while decoding, each step has another w of the same shape), nor where
+        # rows are flattened into tokens (the products are as large as h).
+        keep = not (compiling or learning) and (self.dial._w.ndim == 0 or (self.dial._w.ndim == 1 and h.ndim > 2))
         key = (h.dtype, h.device, w.shape)
         if keep and key in self.kept:
             return self.kept[key]
@@ -121,7 +126,7 @@ class _SiteHook:
         if site.side == "output":
             self.handle = site.module.register_forward_hook(self._on_output)
         else:
-            self.handle = site.module.register_forward_pre_hook(self._on_input)
+            self.handle = site.module.register_forward_pre_hook(self._on_input, with_kwargs=True)
 
     def _on_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, tuple):
@@ -130,11 +135,18 @@ class _SiteHook:
         steered = self._steer(output)
         return None if steered is output else steered
 
-    def _on_input(self, module: nn.Module, args: Any) -> Any:
-        steered = self._steer(args[0])
-        return None if steered is args[0] else (steered, *args[1:])
+    def _on_input(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            steered = self._steer(args[0])
+            return None if steered is args[0] else ((steered, *args[1:]), kwargs)
+        first = next(iter(kwargs), None)
+        steered = self._steer(kwargs.get(first))
+        return None if steered is kwargs[first] else (args, {**kwargs, first: steered})
 
-    def _steer(self, h: Tensor) -> Tensor:
+    def _steer(self, h: Any) -> Any:
+        if not isinstance(h, Tensor) or not h.is_floating_point():
+            what = f"{h.dtype} tensor" if isinstance(h, Tensor) else type(h).__name__
+            raise SiteError(f"site '{self.site.name}' holds a {what}; only an activation tensor can be steered")
         out = h
         for voice in self.voices:
             out = voice.add(h, out)
@@ -161,16 +173,16 @@ class Dial:
 
     def __init__(self, root: nn.Module, steering: Steering, strength: Strength, *, beyond_range: bool) -> None:
         self.steering = steering
-        self.fired: set[str] = set()
         self._beyond_range = beyond_range
         self._w = torch.zeros(())
         self._zero = True
         self._some_zero = True
+        self._off = False
         self._select: Tensor | None = None
         self._rows_tokens: tuple[int, int] | None = None
         self._past = 0
-        self._check_count = False
         self._attached: list[tuple[_SiteHook, _Voice]] = []
+        self._voices: list[_Voice] = []
         self.strength = strength
         _refuse_compiled(root)
         resolved = sites.find(root, list(steering.interventions)) if steering.interventions else []
@@ -193,7 +205,13 @@ class Dial:
                 hook = table[site.side] = _SiteHook(site)
             voice = _Voice(self, site.name, steering.interventions[site.name])
             hook.voices.append(voice)
+            self._voices.append(voice)
             self._attached.append((hook, voice))
+
+    @property
+    def fired(self) -> set[str]:
+        """The sites that were computed while it was attached."""
+        return {voice.site for voice in self._voices if voice.fired}
 
     # -- the strength
 
@@ -204,7 +222,10 @@ class Dial:
 
     @strength.setter
     def strength(self, value: Strength) -> None:
-        w = torch.as_tensor(value, dtype=torch.float32).detach()
+        try:
+            w = torch.as_tensor(value, dtype=torch.float32).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise StrengthError(f"strength must be a number or a list of numbers, got {value!r}") from error
         low, high = self.steering.trained_range
         if w.ndim > 2 or w.numel() == 0:
             raise StrengthError(f"strength has shape {tuple(w.shape)}; expected a number, (rows,) or (rows, tokens)")
@@ -241,14 +262,14 @@ class Dial:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Within it the model is untouched."""
-        before, self._zero = self._zero, True
+        before, self._off = self._off, True
         try:
             yield
         finally:
-            self._zero = before
+            self._off = before
 
     def _forget(self) -> None:
-        for _, voice in getattr(self, "_attached", ()):
+        for voice in self._voices:
             voice.kept.clear()
 
     # -- the forward pass
@@ -259,7 +280,7 @@ class Dial:
             ids = kwargs.get("inputs_embeds")
         if ids is None and args and isinstance(args[0], Tensor):
             ids = args[0]
-        if ids is None or ids.ndim < 2 or self._w.ndim == 0:
+        if ids is None or ids.ndim < 2 or self._w.ndim == 0 or self._off:
             self._rows_tokens, self._past = None, 0
             return
         rows, tokens = ids.shape[:2]
@@ -301,26 +322,28 @@ class Dial:
             hook.remove(voice)
         self._attached.clear()
         self._entry.remove()
+        # A graph compiled while it was attached has the hooks in it, and goes on calling them.
+        self._off = True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        sites_attached = {voice.site for _, voice in self._attached}
         self.detach()
         if kind is None:
-            self._require_fired(sites_attached)
+            self._require_fired()
 
-    def _require_fired(self, attached: set[str]) -> None:
-        silent = sorted(attached - self.fired)
-        if not attached or (silent and not self.fired):
+    def _require_fired(self) -> None:
+        fired, attached = self.fired, {voice.site for voice in self._voices}
+        silent = sorted(attached - fired)
+        if not fired:
             where = "it has no interventions" if not attached else f"none of its {len(attached)} sites was computed"
             raise SteeringError(
                 f"the steering did nothing: {where} while it was attached. Was another model run, or a copy of this one?"
             )
         if silent:
             raise SteeringError(
-                f"the steering fired at {len(self.fired)} of {len(attached)} sites; silent: {', '.join(silent[:6])}"
+                f"the steering fired at {len(fired)} of {len(attached)} sites; silent: {', '.join(silent[:6])}"
             )
 
 

@@ -12,7 +12,6 @@ Everything is made in memory from a seed, in milliseconds, without a network. py
 
 from __future__ import annotations
 
-import gc
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -348,7 +347,6 @@ class DialContract:
     def teardown_class(cls) -> None:
         """Forget the class's model."""
         DialContract._kept.pop(cls, None)
-        gc.collect()
 
     def _pair(self) -> tuple[SteerableModel, Steering]:
         kind = type(self)

@@ -1,0 +1,700 @@
+"""DSO: Direct Steering Optimization, reinforcement learning of affine maps on norm outputs.
+
+    min over (a, b) of   mean_o | P(pro|o) - P(anti|o) |  +  lam (|a|_1 + |b|_1)      subject to   KL(steered || base) <= eps
+    h' = h + w (a * h + b)   at norm outputs of the language backbone, all positions; trained at w = 1
+
+Monteiro Paes, Sivakumar, Wang et al., "DSO: Direct Steering Optimization for Bias Mitigation", arXiv 2512.15926. With S*(o)
+the majority outcome of concept o under the current steered model and reward -1 for it, +1 for the other, the expected
+reward of o is -|P(pro|o) - P(anti|o)|. Where we depart from the source, and why:
+
+- **Exact expectation.** Over a closed set of options the expected reward is computed and differentiated, not sampled.
+- **Fresh sign.** |.| is taken of each concept's mean inside the batch; a remembered S* lags behind and oscillates.
+- **Neither scores 0.** With +1 for it the model is paid for refusing. Its share may not rise, nor may the options' total
+  probability fall.
+- **Guards.** Answering by position makes the bias exactly 0 when options are listed in both orders; so the position effect
+  may not grow, and the right answer of unambiguous items may not lose probability, both against the base model.
+- **KL budget by a dual variable.** Its weight is multiplied up while KL on neutral text exceeds the budget and down below it.
+- **Upper blocks only.** By default the first half of the blocks is left alone. What lies below the first steered norm is the base
+  model's, so it is computed once for each training item and reused in every step, exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from trimtab import capture, scoring, sites
+from trimtab.errors import RunError, TaskError, UsageError
+from trimtab.interventions import Diagonal
+from trimtab.model import SteerableModel
+from trimtab.neutral import passages
+from trimtab.runs import write_whole
+from trimtab.scoring import Encoded, Flat, Scores
+from trimtab.steering import Dial, Steering, attach
+from trimtab.types import Item, Progress, ProgressCallback, Reward, Task, by_concept
+
+LICENCE = "The numbers of this steering may be used under Apache-2.0; the model they belong to has its own licence."
+LIMITS = (
+    "Learned to make the training task's ambiguous decisions equiprobable between its groups, and tested for that alone. "
+    "It does not make a model fair in general, says nothing about groups or formats that were not measured, and is no "
+    "reason to let a model decide about people unwatched."
+)
+
+
+DUAL_RATE = 0.1
+"""How fast the KL's weight follows its budget: a factor of at most exp(0.1) a step."""
+VALIDATION_AT_MOST = 600
+"""Validation items looked at, spread evenly."""
+
+
+@dataclass(frozen=True)
+class DSO:
+    """Settings of Direct Steering Optimization; `fit` learns a Steering."""
+
+    sites: str = sites.NORMS
+    """Pattern of the sites to steer."""
+    depth: float = 0.5
+    """Share of the blocks, counted from the input, that is left alone; what they compute is computed once."""
+    steps: int = 120
+    """Optimiser steps."""
+    learning_rate: float = 2e-3
+    """Of Adam, after a short warm-up, decaying to 0 along a cosine."""
+    concepts_per_step: int = 12
+    """Concepts in a step; the bias of each is estimated from its items in the step."""
+    templates_per_step: int = 8
+    """Templates of each concept in a step, all items of a template together, so that pairs stay whole."""
+    unambiguous_per_step: int = 32
+    """Unambiguous items in a step, for the guard."""
+    unambiguous_guard: float = 1.0
+    """Weight of the mean fall of log P(correct) below the base."""
+    position_guard: float = 1.0
+    """Weight of the growth of |P(listed first) - P(listed last)| over the base."""
+    neither_guard: float = 3.0
+    """Weight of the mean rise of P(neither) over the base."""
+    mass_guard: float = 1.0
+    """Weight of the mean fall of the log of the options' total probability below the base."""
+    kl_budget: float = 0.02
+    """eps: KL(steered || base) on neutral text, nats a token."""
+    kl_positions: int = 64
+    """Tokens of neutral text in a step at which the KL is computed."""
+    l1: float = 0.0
+    """lam: weight of |a|_1 + |b|_1, applied as a proximal step (soft threshold) after each update."""
+    mode: str = "exact"
+    """"exact" differentiates the expectation over the options; "sampled" generates answers and uses REINFORCE."""
+    samples: int = 4
+    """Answers generated for each item in sampled mode; each is compared with the mean of the others."""
+    max_new_tokens: int = 16
+    """Length of a generated answer in sampled mode."""
+    validate_every: int = 30
+    """Steps between looks at the validation items."""
+    patience: int = 3
+    """Looks without improvement after which learning stops."""
+    accumulate: int = 1
+    """Parts into which a step's concepts are split; memory falls, the gradient is the same sum."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them: less memory, a third more time."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"DSO.{f.name} must be a finite number of at least 0, got {value}")
+        for name in ("steps", "concepts_per_step", "templates_per_step", "samples", "max_new_tokens", "accumulate", "validate_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"DSO.{name} must be at least 1, got {getattr(self, name)}")
+        if self.mode not in ("exact", "sampled"):
+            raise UsageError(f"DSO.mode is 'exact' or 'sampled', got '{self.mode}'")
+        if self.mode == "sampled" and self.samples < 2:
+            raise UsageError("DSO.samples must be at least 2: each answer is compared with the mean of the others")
+        if not self.depth < 1:
+            raise UsageError(f"DSO.depth is a share of the blocks below 1, got {self.depth}")
+
+    def fit(
+        self,
+        model: SteerableModel,
+        items: Task | Sequence[Item],
+        *,
+        seed: int,
+        reward: Reward | None = None,
+        neutral: str | Path | None = None,
+        checkpoint: str | Path | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Steering:
+        """Learn a steering for `model` from the training items, stopping early on the validation items.
+
+        `reward` (sampled mode) gives each generated answer a number; without it an answer is scored -1 for the concept's
+        majority outcome, +1 for the other and 0 for neither. `neutral` is a text file for the KL budget, our own text by
+        default. With `checkpoint`, a file, a run that was killed goes on from there to the same result as an unbroken
+        one. Raises TaskError where items are missing, of one outcome class, or have no concept; UsageError for settings.
+        """
+        if reward is not None and self.mode != "sampled":
+            raise UsageError("a reward function needs generated answers: use DSO(mode='sampled')")
+        train, validation = _items(items, "train"), _items(items, "validation")
+        _require_learnable(train, needs_roles=reward is None)
+        run = _Run(self, model, train, validation, passages("train", neutral), seed, reward)
+        with run.prepared():
+            history = run.learn(Path(checkpoint) if checkpoint is not None else None, progress)
+        return Steering(run.interventions(run.best.detach()), self._card(run, items, seed, history))
+
+    def _card(self, run: _Run, items: Task | Sequence[Item], seed: int, history: list[dict[str, float]]) -> dict[str, Any]:
+        default = {f.name: f.default for f in fields(self) if f.default is not MISSING}
+        settings = asdict(self)
+        alive = (run.best != 0).any(1)
+        data: dict[str, Any] = {"items": len(run.train), "validation_items": len(run.validation), "split": "train"}
+        if isinstance(items, Task):
+            data |= {"task": items.name, "division": items.division, "division_seed": items.seed, "digest": items.digest()}
+        return {
+            "learner": "dso",
+            "settings": {
+                "given": {k: v for k, v in settings.items() if v != default[k]},
+                "defaulted": {k: v for k, v in settings.items() if v == default[k]},
+            },
+            "model": {"id": run.model.name, "family": run.model.family, "fingerprint": run.model.fingerprint()},
+            "strength": {"trained": [0.0, 1.0], "safe": [0.0, 1.0], "default": 1.0},
+            "seed": seed,
+            "data": data,
+            "neurons": {"steered": int(alive.numel()), "surviving_share": float(alive.float().mean())},
+            "history": history,
+            "stopped_at": history[-1]["step"] if history else 0,
+            "licence": LICENCE,
+            "limits": LIMITS,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Cached:
+    """What the base model says of one training item, and its activations below the first steered block."""
+
+    encoded: Encoded
+    item: Item
+    rows: tuple[Tensor | None, ...]
+    logp: Tensor
+    log_mass: Tensor
+
+
+class _Run:
+    """One fit: the data, the parameters, and the loop."""
+
+    def __init__(
+        self,
+        settings: DSO,
+        model: SteerableModel,
+        train: list[Item],
+        validation: list[Item],
+        texts: Sequence[str],
+        seed: int,
+        reward: Reward | None,
+    ) -> None:
+        self.s, self.model, self.seed, self.reward = settings, model, seed, reward
+        self.train, self.validation, self.texts = train, validation, texts
+        self.sites = _above(model, sites.find(model.hf, settings.sites), settings.depth)
+        widths = {site.width for site in self.sites}
+        if None in widths:
+            raise UsageError(f"DSO cannot tell the width of {[s.name for s in self.sites if s.width is None]}")
+        self.widths = [int(site.width or 0) for site in self.sites]
+        # One flat vector: a over all sites, then b over all sites; views are cut out where needed.
+        self.theta = torch.zeros(sum(self.widths), 2, device=model.device, requires_grad=True)
+        self.best = self.theta.detach().clone()
+        self.readout = model.readout
+        self.longest = max(len(r) for e in model.encode(train[:256]) for r in scoring.flatten([e]).rows)
+        self.blocks = self._lower_blocks()
+        self.beta = 1.0
+        self.cache: dict[str, _Cached] = {}
+
+    # -- preparation
+
+    def _lower_blocks(self) -> list[nn.Module]:
+        count = capture.first_block(self.model.hf, [s.name for s in self.sites])
+        if count == 0:
+            return []
+        body = sites.backbone(self.model.hf)
+        return list(getattr(body, sites.FAMILIES[self.model.family].layers))[:count]
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Fast attention for short rows, and activation checkpointing where it was asked for."""
+        with ExitStack() as stack:
+            stack.enter_context(self.model.short_rows(self.longest))
+            if self.s.checkpointing:
+                stack.enter_context(self.model.activation_checkpointing())
+            yield
+
+    def _remember(self, items: Sequence[Item]) -> list[_Cached]:
+        """The base model's view of items, computed when they are first drawn."""
+        new = [i for i in items if i.id not in self.cache]
+        if new:
+            encoded = self.model.encode(new)
+            flat = scoring.flatten(encoded)
+            below: dict[int, Tensor] = {}
+
+            def run(rows: Sequence[int]) -> Tensor:
+                hidden, lower = self._base([flat.rows[r] for r in rows])
+                if lower is not None:
+                    below.update({r: lower[n, : len(flat.rows[r])].clone() for n, r in enumerate(rows)})
+                return hidden
+
+            with torch.no_grad(), self.model.unsteered():
+                scores = scoring.score_flat(self.readout, flat, run)
+            counts = _rows_per_item(encoded)
+            start = 0
+            for item, code, found, n in zip(new, encoded, scores, counts, strict=True):
+                rows = tuple(below.get(r) for r in range(start, start + n))
+                self.cache[item.id] = _Cached(code, item, rows, found.logp.clone(), found.log_mass.clone())
+                start += n
+        return [self.cache[i.id] for i in items]
+
+    def _base(self, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor | None]:
+        ids = scoring.padded(rows, self.model.device)
+        if not self.blocks:
+            return self.model.body(input_ids=ids, use_cache=False).last_hidden_state, None
+        with capture.recorded(self.blocks[-1]) as seen:
+            hidden = self.model.body(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden, seen[0]
+
+    # -- the steered model
+
+    def interventions(self, theta: Tensor) -> dict[str, tuple[Diagonal]]:
+        """Parameters (neurons, 2) as one Diagonal a site."""
+        parts = theta.split(self.widths)
+        return {s.name: (Diagonal(p[:, 0], p[:, 1]),) for s, p in zip(self.sites, parts, strict=True)}
+
+    def _runner(self, flat: Flat, below: Sequence[Tensor | None]) -> Callable[[Sequence[int]], Tensor]:
+        def run(rows: Sequence[int]) -> Tensor:
+            ids = scoring.padded([flat.rows[r] for r in rows], self.model.device)
+            held = [h for h in (below[r] for r in rows) if h is not None]
+            if not self.blocks or len(held) < len(rows):
+                return self.model.body(input_ids=ids, use_cache=False).last_hidden_state
+            with capture.resumed(self.blocks, pad_sequence(held, batch_first=True)):
+                return self.model.body(input_ids=ids, use_cache=False).last_hidden_state
+
+        return run
+
+    def _scores(self, cached: Sequence[_Cached]) -> list[Scores]:
+        flat = scoring.flatten([c.encoded for c in cached])
+        return scoring.score_flat(self.readout, flat, self._runner(flat, [row for c in cached for row in c.rows]))
+
+    # -- the objective
+
+    def _attached(self) -> Dial:
+        return attach(self.model.hf, Steering(self.interventions(self.theta)), 1.0)
+
+    def _loss(self, concepts: Sequence[Sequence[_Cached]], clear: Sequence[_Cached]) -> tuple[Tensor, dict[str, float]]:
+        """The bias of some concepts plus the guards."""
+        cached = [c for group in concepts for c in group] + list(clear)
+        logp = pad_sequence([x.logp for x in self._scores(cached)], batch_first=True, padding_value=-math.inf)
+        batch = _Batch(cached, [len(group) for group in concepts], logp)
+        weights = {
+            "bias": 1.0,
+            "neither": self.s.neither_guard,
+            "mass": self.s.mass_guard,
+            "unambiguous": self.s.unambiguous_guard,
+            "position": self.s.position_guard,
+        }
+        terms = {name: term for name, term in batch.terms().items() if term is not None}
+        total = sum((weights[name] * term for name, term in terms.items()), torch.zeros((), device=self.model.device))
+        return total, {name: float(term.detach()) for name, term in terms.items()}
+
+    def _sampled_loss(self, concepts: Sequence[Sequence[_Cached]], key: int) -> tuple[Tensor, dict[str, float]]:
+        """REINFORCE with a leave-one-out baseline: -mean_n (r_n - mean of the other rewards) log P(answer_n)."""
+        cached = [c for group in concepts for c in group]
+        answers = self._generate([c.encoded.prompt for c in cached], key)
+        texts = [[self.model.text(a) for a in some] for some in answers]
+        if self.reward is None:
+            start = 0
+            rewards: list[list[float]] = []
+            for group in concepts:
+                rewards += _majority_rewards(group, texts[start : start + len(group)])
+                start += len(group)
+        else:
+            rewards = [[float(r) for r in self.reward(c.item, t)] for c, t in zip(cached, texts, strict=True)]
+            if any(len(r) != self.s.samples or not all(map(math.isfinite, r)) for r in rewards):
+                raise UsageError("the reward function must return one finite number for each answer it is given")
+        flat = scoring.flatten([Encoded(c.encoded.prompt, some) for c, some in zip(cached, answers, strict=True)])
+        scores = scoring.score_flat(self.readout, flat, self._runner(flat, [None] * len(flat.rows)))
+        r = torch.tensor(rewards, device=self.model.device)
+        advantage = r - (r.sum(1, keepdim=True) - r) / (self.s.samples - 1)
+        return -(advantage * torch.stack([x.logp for x in scores])).mean(), {"reward": float(r.mean())}
+
+    @torch.no_grad()
+    def _generate(self, prompts: Sequence[tuple[int, ...]], key: int) -> list[tuple[tuple[int, ...], ...]]:
+        rows = [p for p in prompts for _ in range(self.s.samples)]
+        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
+            torch.manual_seed(random.Random(f"{self.seed}:{key}:answers").getrandbits(63))
+            new = self.model.generate_ids(
+                rows, keep_stop=True, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=self.s.max_new_tokens
+            )
+        n = self.s.samples
+        return [tuple(tuple(a) for a in new[i * n : (i + 1) * n]) for i in range(len(prompts))]
+
+    def _kl(self, step: int) -> Tensor:
+        """KL(steered || base) at some tokens of one neutral passage, mean in nats a token."""
+        rng = random.Random(f"{self.seed}:{step}:neutral")
+        text = self.texts[rng.randrange(len(self.texts))]
+        key = f"\0neutral:{text}"
+        if key not in self.cache:
+            ids = self.model.tokens([text])[0][: self.model.context]
+            with torch.no_grad(), self.model.unsteered():
+                hidden, lower = self._base([ids])
+            below = None if lower is None else lower[0].clone()
+            item = Item(key, (), "", "", False)
+            self.cache[key] = _Cached(Encoded(ids, ()), item, (below,), hidden[0].clone(), hidden.new_zeros(()))
+        c = self.cache[key]
+        run = self._runner(Flat((c.encoded.prompt,), (), (), ()), c.rows)
+        hidden = run([0])[0]
+        n = len(c.encoded.prompt)
+        at = torch.tensor(sorted(rng.sample(range(n), min(self.s.kl_positions, n))), device=self.model.device)
+        logp, logq = self.readout(hidden[at]).log_softmax(-1), self.readout(c.logp[at]).log_softmax(-1)
+        return (logp.exp() * (logp - logq)).sum(-1).mean()
+
+    # -- the loop
+
+    def learn(self, checkpoint: Path | None, progress: ProgressCallback | None) -> list[dict[str, float]]:
+        """Run the steps; returns the history of figures at each look."""
+        optimiser = torch.optim.Adam([self.theta], lr=self.s.learning_rate, betas=(0.9, 0.99))
+        state = _State(self, optimiser, checkpoint)
+        groups = {o: _templates(members) for o, members in by_concept([i for i in self.train if i.ambiguous])}
+        clear = [i for i in self.train if not i.ambiguous]
+        begun, first, window = time.monotonic(), state.step, []
+        while state.step < self.s.steps and not state.stopped:
+            step = state.step
+            rate = self.s.learning_rate * _schedule(step, self.s.steps)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.zero_grad()
+            window.append(self._step(step, groups, clear))
+            nn.utils.clip_grad_norm_([self.theta], 1.0)
+            optimiser.step()
+            self._shrink(rate)
+            state.step += 1
+            if state.step % self.s.validate_every == 0 or state.step == self.s.steps:
+                figures = {k: sum(f[k] for f in window if k in f) / len(window) for k in window[-1]}
+                state.look(figures, self._validate())
+                window = []
+                state.save()
+            if progress is not None:
+                spent = time.monotonic() - begun
+                left = spent / (state.step - first) * (self.s.steps - state.step)
+                shown = tuple((k, v) for k, v in (state.history[-1] if not window else window[-1]).items() if k != "step")
+                progress(Progress("learning", state.step, self.s.steps, shown, left))
+        if not state.history:
+            self.best = self.theta.detach().clone()
+        return state.history
+
+    def _step(self, step: int, groups: dict[str, list[list[Item]]], clear: list[Item]) -> dict[str, float]:
+        """Gradients of one step, part by part; returns its figures."""
+        rng = random.Random(f"{self.seed}:{step}")
+        concepts = rng.sample(sorted(groups), min(self.s.concepts_per_step, len(groups)))
+        drawn = [
+            self._remember([i for t in rng.sample(groups[o], min(self.s.templates_per_step, len(groups[o]))) for i in t])
+            for o in concepts
+        ]
+        guard = self._remember(rng.sample(clear, min(self.s.unambiguous_per_step, len(clear))))
+        parts = min(self.s.accumulate, max(1, len(drawn)))
+        figures: dict[str, float] = {}
+        for n in range(parts):
+            mine, watched = drawn[n::parts], guard[n::parts]
+            share = len(mine) / len(drawn)
+            with self._attached():
+                if self.s.mode == "exact":
+                    loss, seen = self._loss(mine, watched)
+                else:
+                    loss, seen = self._sampled_loss(mine, step * parts + n)
+                    if watched:
+                        extra, more = self._loss([], watched)
+                        loss, seen = loss + extra, seen | more
+                # Inside: activation checkpointing computes the blocks, hooks and all, once more.
+                (share * loss).backward()
+            for key, value in {"loss": float(loss.detach()), **seen}.items():
+                figures[key] = figures.get(key, 0.0) + share * value
+        if math.isfinite(self.s.kl_budget):
+            with self._attached():
+                kl = self._kl(step)
+                (self.beta * kl).backward()
+            figures["kl"] = float(kl.detach())
+            over = figures["kl"] / max(self.s.kl_budget, 1e-9) - 1.0
+            self.beta = min(100.0, max(0.01, self.beta * math.exp(DUAL_RATE * max(-1.0, min(1.0, over)))))
+        return figures
+
+    @torch.no_grad()
+    def _shrink(self, rate: float) -> None:
+        if self.s.l1 > 0:
+            self.theta.copy_(nn.functional.softshrink(self.theta, rate * self.s.l1))
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Bias and guard figures on the validation items at strength 1; lower `score` is better."""
+        chosen = self.validation[:: max(1, len(self.validation) // VALIDATION_AT_MOST)]
+        if not chosen or self.reward is not None:
+            return {}
+        cached = self._remember(chosen)
+        groups = [[c for c in cached if c.item.ambiguous and c.item.concept == o] for o, _ in by_concept(chosen)]
+        groups = [g for g in groups if g]
+        ordered = [c for g in groups for c in g] + [c for c in cached if not c.item.ambiguous]
+        found: list[Tensor] = []
+        with self._attached():
+            for start in range(0, len(ordered), 256):
+                found += [x.logp for x in self._scores(ordered[start : start + 256])]
+        logp = pad_sequence(found, batch_first=True, padding_value=-math.inf)
+        batch = _Batch(ordered, [len(g) for g in groups], logp)
+        figures = {f"validation_{k}": float(v) for k, v in batch.falls().items() if v is not None}
+        figures["validation_score"] = sum(figures.values())
+        return figures
+
+
+class _State:
+    """What a killed run needs to go on: parameters, optimiser moments, the dual variable, the best so far."""
+
+    def __init__(self, run: _Run, optimiser: torch.optim.Adam, path: Path | None) -> None:
+        self.run, self.optimiser, self.path = run, optimiser, path
+        self.step = 0
+        self.stale = 0
+        self.best_score = math.inf
+        self.history: list[dict[str, float]] = []
+        data = hashlib.sha256("\n".join(f"{i.digest()} {i.id}" for i in [*run.train, *run.validation]).encode())
+        self.identity = {
+            "settings": asdict(run.s),
+            "seed": run.seed,
+            "model": run.model.fingerprint(),
+            "dtype": str(run.model.dtype),
+            "data": data.hexdigest(),
+            "neutral": hashlib.sha256("\n".join(run.texts).encode()).hexdigest(),
+        }
+        if path is not None and path.exists():
+            self._load(path)
+
+    @property
+    def stopped(self) -> bool:
+        return self.stale >= self.run.s.patience
+
+    def look(self, figures: dict[str, float], validation: dict[str, float]) -> None:
+        self.history.append({"step": self.step, **figures, **validation})
+        score = validation.get("validation_score")
+        if score is None or score < self.best_score:
+            self.best_score = math.inf if score is None else score
+            self.run.best = self.run.theta.detach().clone()
+            self.stale = 0
+        else:
+            self.stale += 1
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        from safetensors.torch import save
+
+        moments = self.optimiser.state[self.run.theta]
+        tensors = {
+            "theta": self.run.theta.detach(),
+            "best": self.run.best,
+            "exp_avg": moments["exp_avg"],
+            "exp_avg_sq": moments["exp_avg_sq"],
+            "updates": moments["step"].reshape(1),
+        }
+        scalars = {
+            "identity": self.identity,
+            "step": self.step,
+            "stale": self.stale,
+            "beta": self.run.beta,
+            "best_score": self.best_score,
+            "history": self.history,
+        }
+        blob = save({k: t.cpu().contiguous() for k, t in tensors.items()}, metadata={"state": json.dumps(scalars)})
+        write_whole(self.path, blob)
+
+    def _load(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                scalars = json.loads(file.metadata()["state"])
+                tensors = {k: file.get_tensor(k).to(self.run.model.device) for k in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"the checkpoint {path} is damaged ({error}); delete it to begin anew") from error
+        differing = sorted(k for k, v in self.identity.items() if scalars["identity"].get(k) != v)
+        if differing:
+            raise RunError(
+                f"the checkpoint {path} belongs to another run: its {', '.join(differing)} differ. Give another --out, or "
+                "delete it to begin anew"
+            )
+        with torch.no_grad():
+            self.run.theta.copy_(tensors["theta"])
+        self.run.best = tensors["best"]
+        self.run.beta = scalars["beta"]
+        self.step, self.stale = scalars["step"], scalars["stale"]
+        self.best_score, self.history = scalars["best_score"], scalars["history"]
+        self.optimiser.state[self.run.theta] = {
+            "step": tensors["updates"].cpu().reshape(()),
+            "exp_avg": tensors["exp_avg"],
+            "exp_avg_sq": tensors["exp_avg_sq"],
+        }
+
+
+class _Batch:
+    """Items with their steered scores: ambiguous ones by concept first, then unambiguous ones."""
+
+    def __init__(self, cached: Sequence[_Cached], sizes: Sequence[int], logp: Tensor) -> None:
+        self.cached, self.sizes, self.logp = cached, sizes, logp
+        self.ambiguous = sum(sizes)
+        self.p = logp.softmax(-1)
+        before = pad_sequence([c.logp for c in cached], batch_first=True, padding_value=-math.inf)
+        self.before = nn.functional.pad(before, (0, logp.shape[1] - before.shape[1]), value=-math.inf)
+        self.p_before = self.before.softmax(-1)
+
+    def terms(self) -> dict[str, Tensor | None]:
+        """What the loss is made of; None where the items do not define it."""
+        n = self.ambiguous
+        rise = (self._role("neither", self.p) - self._role("neither", self.p_before))[:n]
+        mass = torch.stack([c.log_mass for c in self.cached[:n]]) - self.logp[:n].logsumexp(-1) if n else None
+        fall = self._log_correct(self.before) - self._log_correct(self.logp)
+        return {
+            "bias": self._bias(),
+            "neither": torch.relu(rise).mean() if n else None,
+            "mass": torch.relu(mass).mean() if mass is not None else None,
+            "unambiguous": torch.relu(fall).mean() if n < len(self.cached) else None,
+            "position": self._position_growth(),
+        }
+
+    def falls(self) -> dict[str, Tensor | None]:
+        """What an epoch is judged by: the bias, and by how much each guarded figure is worse than the base's."""
+        n = self.ambiguous
+        correct = self._role("correct", self.p_before)[n:].mean() - self._role("correct", self.p)[n:].mean()
+        rise = self._role("neither", self.p)[:n].mean() - self._role("neither", self.p_before)[:n].mean()
+        return {
+            "bias": self._bias(),
+            "neither": torch.relu(rise) if n else None,
+            "unambiguous": torch.relu(correct) if n < len(self.cached) else None,
+            "position": self._position_growth(),
+        }
+
+    def _role(self, role: str, p: Tensor) -> Tensor:
+        return (p * self._mask(role)).sum(-1)
+
+    def _mask(self, role: str) -> Tensor:
+        width = self.logp.shape[1]
+        rows = [[float(o.role == role) for o in c.item.options] for c in self.cached]
+        return torch.tensor([r + [0.0] * (width - len(r)) for r in rows], device=self.logp.device)
+
+    def _log_correct(self, logp: Tensor) -> Tensor:
+        n = self.ambiguous
+        correct = self._mask("correct")[n:].bool()
+        return logp[n:].log_softmax(-1).masked_fill(~correct, -math.inf).logsumexp(-1)
+
+    def _bias(self) -> Tensor | None:
+        """Mean over concepts of |P(pro) - P(anti)|, or of max - min over groups where items offer more than two."""
+        shift = (self._role("pro", self.p) - self._role("anti", self.p))[: self.ambiguous].split(list(self.sizes))
+        found, start = [], 0
+        for part, size in zip(shift, self.sizes, strict=True):
+            members = self.cached[start : start + size]
+            groups = sorted({o.group for c in members for o in c.item.options if o.group is not None})
+            if any(len({o.group for o in c.item.options} - {None}) > 2 for c in members):
+                found.append(self._spread(start, members, groups))
+            else:
+                found.append(part.mean().abs())
+            start += size
+        return torch.stack(found).mean() if found else None
+
+    def _spread(self, start: int, members: Sequence[_Cached], groups: Sequence[str]) -> Tensor:
+        means = []
+        for group in groups:
+            offered = [
+                self.p[start + n, [k for k, o in enumerate(c.item.options) if o.group == group]].sum()
+                for n, c in enumerate(members)
+                if any(o.group == group for o in c.item.options)
+            ]
+            means.append(torch.stack(offered).mean())
+        return torch.stack(means).max() - torch.stack(means).min()
+
+    def _position_growth(self) -> Tensor | None:
+        """Growth of |mean P(listed first) - P(listed last)| over the base's, on items that list their options."""
+        ends = []
+        for n, c in enumerate(self.cached):
+            places = [o.position for o in c.item.options]
+            known = [p for p in places if p is not None]
+            if len(known) == len(places) and len(set(known)) > 1:
+                ends.append((n, places.index(min(known)), places.index(max(known))))
+        if not ends:
+            return None
+        row, first, last = torch.tensor(ends, device=self.p.device).unbind(1)
+        now = (self.p[row, first] - self.p[row, last]).mean()
+        base = (self.p_before[row, first] - self.p_before[row, last]).mean()
+        return torch.relu(now.abs() - base.abs())
+
+
+def _schedule(step: int, steps: int) -> float:
+    """A linear warm-up over the first tenth (10 steps at most), then a cosine to 0."""
+    warm = max(1, min(10, steps // 10))
+    return min(1.0, (step + 1) / warm) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def _above(model: SteerableModel, found: list[sites.Site], depth: float) -> list[sites.Site]:
+    """The sites in the blocks above a share of the depth, and those that belong to no block."""
+    numbers = [int(s.name.split(".")[1]) if re.match(r"layers\.\d+\.", s.name) else None for s in found]
+    blocks = 1 + max((n for n in numbers if n is not None), default=-1)
+    kept = [s for s, n in zip(found, numbers, strict=True) if n is None or n >= math.floor(blocks * depth)]
+    return kept or found
+
+
+def _items(items: Task | Sequence[Item], split: str) -> list[Item]:
+    if isinstance(items, Task):
+        return list(items.split(split))
+    divided = any(i.split for i in items)
+    return [i for i in items if i.split == split] if divided else list(items) if split == "train" else []
+
+
+def _require_learnable(train: list[Item], *, needs_roles: bool) -> None:
+    ambiguous = [i for i in train if i.ambiguous]
+    if not ambiguous:
+        raise TaskError("there is no ambiguous item in the training split; DSO has nothing to make equiprobable")
+    if not needs_roles:
+        return
+    for concept, members in by_concept(ambiguous):
+        roles = {o.role for i in members for o in i.options}
+        groups = {o.group for i in members for o in i.options} - {None}
+        if not {"pro", "anti"} <= roles and len(groups) < 2:
+            raise TaskError(
+                f"concept '{concept}' has one class of outcome ({', '.join(sorted(roles))}); a bias needs options of both "
+                "roles, pro and anti, or of two groups"
+            )
+
+
+def _templates(members: Sequence[Item]) -> list[list[Item]]:
+    groups: dict[str, list[Item]] = {}
+    for item in members:
+        groups.setdefault(item.template, []).append(item)
+    return list(groups.values())
+
+
+def _rows_per_item(encoded: Sequence[Encoded]) -> list[int]:
+    return [max(1, sum(len(o) > 1 for o in e.options)) for e in encoded]
+
+
+def _majority_rewards(group: Sequence[_Cached], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+    """-1 for the concept's majority outcome among the answers, +1 for the other, 0 for neither or a tie."""
+    outcomes = [[outcome(c.item, a) for a in some] for c, some in zip(group, answers, strict=True)]
+    flat = [o for some in outcomes for o in some]
+    lead = flat.count("pro") - flat.count("anti")
+    sign = {"pro": -1.0, "anti": 1.0, "neither": 0.0}
+    return [[sign[o] * ((lead > 0) - (lead < 0)) for o in some] for some in outcomes]
+
+
+def outcome(item: Item, answer: str) -> str:
+    """The role of the option that a generated answer begins with, as whole words; "neither" where it is none."""
+    said = answer.strip().casefold()
+    for option in sorted(item.options, key=lambda o: -len(o.text)):
+        text = option.text.strip().casefold()
+        if said.startswith(text) and not said[len(text) : len(text) + 1].isalnum():
+            return option.role
+    return "neither"

@@ -1,0 +1,433 @@
+"""scoring: every shortcut gives the numbers of the plain way, which runs the whole model on prompt + option."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from trimtab import scoring
+from trimtab.errors import BadItem, NoChatTemplate, StrengthError, UsageError
+from trimtab.interventions import Diagonal
+from trimtab.model import load
+from trimtab.scoring import Encoded
+from trimtab.steering import Steering, attach
+from trimtab.testing import (
+    BEGIN,
+    TINY_FAMILIES,
+    ByteTokenizer,
+    random_ids,
+    random_steering,
+    tiny,
+    tiny_task,
+    write_tiny_folder,
+)
+from trimtab.types import Item, Message, Option
+
+STEM = "This is a long enough opening that all of them share. "
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {family: tiny(family, seed=5) for family in TINY_FAMILIES}
+
+
+@pytest.fixture
+def llama(models):
+    return models["llama"]
+
+
+def item(prompt, *options, id="x"):
+    chat = {"messages": prompt} if isinstance(prompt, tuple) else {"prompt": prompt}
+    return Item(id, tuple(Option(o, "pro") for o in options), "c", "t", True, **chat)
+
+
+SINGLE = [item("The cook said that", "he", "she", "they"), item("A nurse in the hall thought", "she", "he")]
+MIXED = [
+    *SINGLE,
+    item("The cook", "he", "was tired", "sat", id="long"),
+    item("The pilot who came late said", "he", "he was", "they", id="prefix"),
+    item("A", "no", "yes, and more than that", id="short"),
+    item("The nurses", "no", "yes", "maybe", "they", id="four"),
+]
+STEMMED = [dataclasses.replace(i, prompt=STEM + i.prompt) for i in MIXED]
+
+
+def reference(model, encoded):
+    """[log P(option | prompt)] of one item from full logits of one row at a time, with no cache and no padding."""
+    out = []
+    for option in encoded.options:
+        ids = torch.tensor([encoded.prompt + option])
+        logp = model.hf(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)[0]
+        start = len(encoded.prompt) - 1
+        out.append(sum(logp[start + t, token] for t, token in enumerate(option)))
+    return torch.stack(out)
+
+
+def agree(model, items, outcomes, encoded=None):
+    for one, outcome in zip(encoded or model.encode(items), outcomes, strict=True):
+        with torch.no_grad():
+            logp = reference(model, one).double()
+        torch.testing.assert_close(torch.tensor(outcome.p).double(), logp.softmax(0), atol=1e-4, rtol=1e-4)
+        counted = [
+            lp for lp, o in zip(logp, one.options, strict=True) if not any(o != q and o[: len(q)] == q for q in one.options)
+        ]
+        assert outcome.mass == pytest.approx(float(torch.stack(counted).exp().sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("items", [SINGLE, MIXED, STEMMED], ids=["single", "mixed", "stemmed"])
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_scores_equal_the_whole_model_run_on_prompt_and_option(models, family, items):
+    """Single and multi-token options, mixed lengths, a stem longer than every sliding window: the plain way's numbers."""
+    model = models[family]
+    agree(model, items, model.score(items))
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_log_probabilities_equal_the_plain_ones_themselves(models, family):
+    """Not only their softmax: log P of every option, to 1e-4."""
+    model = models[family]
+    encoded = model.encode(STEMMED)
+    for share in (True, False):
+        with torch.no_grad():
+            found = scoring.score(model.body, model.readout, encoded, share=share)
+            for scores, one in zip(found, encoded, strict=True):
+                torch.testing.assert_close(scores.logp, reference(model, one), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_the_shared_stem_changes_nothing_and_is_really_shared(models, family):
+    """With and without a shared stem the numbers agree, and with it fewer tokens are run."""
+    model, seen = models[family], []
+    encoded = model.encode(STEMMED)
+    watch = model.body.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].numel()), with_kwargs=True)
+    try:
+        with torch.no_grad():
+            shared = scoring.score(model.body, model.readout, encoded)
+            tokens_shared, seen[:] = sum(seen), []
+            plain = scoring.score(model.body, model.readout, encoded, share=False)
+    finally:
+        watch.remove()
+    assert tokens_shared < sum(seen) / 2
+    for a, b in zip(shared, plain, strict=True):
+        torch.testing.assert_close(a.logp, b.logp, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(a.log_mass, b.log_mass, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "gpt2", "opt"])
+def test_batch_size_and_order_change_nothing(models, family):
+    """One item at a time, a few, or all at once, in any order."""
+    model = models[family]
+    whole = model.score(STEMMED)
+    for budget in (1, 40, 100_000):
+        for found, expected in zip(model.score(STEMMED, tokens_per_batch=budget), whole, strict=True):
+            assert found.p == pytest.approx(expected.p, abs=1e-5)
+    for found, expected in zip(model.score(STEMMED[::-1]), whole[::-1], strict=True):
+        assert found.p == pytest.approx(expected.p, abs=1e-5)
+    for one, expected in zip(STEMMED, whole, strict=True):
+        assert model.score([one])[0].p == pytest.approx(expected.p, abs=1e-5)
+    assert model.score([]) == []
+
+
+def test_progress_counts_every_item_once(llama):
+    done = []
+    llama.score(MIXED, tokens_per_batch=30, on_batch=done.append)
+    assert sum(done) == len(MIXED) and len(done) > 1
+
+
+def test_probabilities_sum_to_one_and_the_mass_of_overlapping_options_is_counted_once(llama):
+    """P("he was") is a part of P("he"): the mass is P("he") + P("they"), not the sum of the three."""
+    (outcome,) = llama.score([MIXED[3]])
+    with torch.no_grad():
+        he, he_was, they = reference(llama, llama.encode([MIXED[3]])[0]).exp().tolist()
+    assert sum(outcome.p) == pytest.approx(1)
+    assert he_was > 1e-7
+    assert outcome.mass == pytest.approx(he + they, rel=1e-4)
+
+
+@pytest.mark.parametrize("items", [SINGLE, STEMMED], ids=["single", "stemmed"])
+def test_the_flat_layout_gives_the_same_numbers(models, items):
+    """score_flat, which learners differentiate, agrees with score on probabilities and mass, overlap included."""
+    for family in ("llama", "gemma2", "gpt2", "phi"):
+        model = models[family]
+        encoded = model.encode(items)
+        flat = scoring.flatten(encoded)
+
+        def run(batch, model=model, flat=flat):
+            rows = [flat.rows[i] for i in batch]
+            width = max(map(len, rows))
+            ids = torch.tensor([[*r, *([0] * (width - len(r)))] for r in rows])
+            return model.body(input_ids=ids, use_cache=False).last_hidden_state
+
+        with torch.no_grad():
+            plain = scoring.score(model.body, model.readout, encoded)
+            found = scoring.score_flat(model.readout, flat, run)
+        for a, b in zip(found, plain, strict=True):
+            torch.testing.assert_close(a.logp, b.logp, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(a.log_mass, b.log_mass, atol=1e-4, rtol=1e-4)
+
+
+def test_the_soft_cap_and_the_bias_of_the_unembedding_matter(models):
+    """The two families that have them would fail the comparison without: dropping either changes the scores."""
+    for family, attribute, nothing in (("gemma2", "_cap", None), ("phi", "bias", None)):
+        model = models[family]
+        encoded, readout = model.encode(MIXED), model.readout
+        assert getattr(readout, attribute) is not None
+        with torch.no_grad():
+            right = scoring.score(model.body, readout, encoded)
+            setattr(readout, attribute, nothing)
+            wrong = scoring.score(model.body, readout, encoded)
+        assert max(float((a.logp - b.logp).abs().max()) for a, b in zip(right, wrong, strict=True)) > 1e-2
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_readout_of_a_few_rows_is_the_models_own_logits(models, family):
+    model, rows = models[family], torch.tensor([7, 3, 200])
+    ids = random_ids(model, 1, 5)
+    with torch.no_grad():
+        h = model.body(input_ids=ids, use_cache=False).last_hidden_state[0]
+        whole = model.hf(input_ids=ids, use_cache=False).logits[0]
+    torch.testing.assert_close(model.readout(h), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.readout(h, rows), whole[:, rows], atol=1e-5, rtol=1e-5)
+
+
+# -- gradients
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt"])
+def test_gradients_reach_the_steering_and_equal_the_plain_ones(models, family, share):
+    """d sum(w log P) / d(a, c), through the shared stem and the cached prompt, is that of the plain way."""
+    model = models[family]
+    encoded = model.encode(STEMMED)
+    drawn = random_steering(model, seed=4)
+    learned = {
+        site: (Diagonal(group[0].a.clone().requires_grad_(), group[0].c.clone().requires_grad_()),)
+        for site, group in drawn.interventions.items()
+    }
+    tensors = [t for (i,) in learned.values() for t in (i.a, i.c)]
+    with attach(model.hf, Steering(learned), 0.8):
+        scores = scoring.score(model.body, model.readout, encoded, share=share)
+        total = sum((s.logp * torch.arange(1, len(s.logp) + 1)).sum() for s in scores)
+        found = torch.autograd.grad(total, tensors)
+        plain = sum((reference(model, e) * torch.arange(1, len(e.options) + 1)).sum() for e in encoded)
+        expected = torch.autograd.grad(plain, tensors)
+    assert max(float(g.abs().max()) for g in expected) > 1
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, atol=2e-3, rtol=1e-3)
+
+
+# -- under a dial
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt"])
+def test_a_strength_an_item_scores_each_item_at_its_own(models, family):
+    """Items scored together under one strength each equal those scored one by one at that strength."""
+    model = models[family]
+    steering = random_steering(model, seed=3)
+    strengths = [k / (len(STEMMED) - 1) for k in range(len(STEMMED))][::-1]
+    base = model.score(STEMMED)
+    with model.steer(steering, strengths):
+        together = model.score(STEMMED)
+        small = model.score(STEMMED, tokens_per_batch=60)
+    for k, (one, w) in enumerate(zip(STEMMED, strengths, strict=True)):
+        with model.steer(steering, w):
+            (alone,) = model.score([one])
+            agree(model, [one], [alone])
+        assert together[k].p == pytest.approx(alone.p, abs=1e-5)
+        assert small[k].p == pytest.approx(alone.p, abs=1e-5)
+        assert together[k].mass == pytest.approx(alone.mass, rel=1e-3)
+    assert max(abs(a - b) for o, q in zip(together, base, strict=True) for a, b in zip(o.p, q.p, strict=True)) > 0.01
+
+
+def test_one_strength_for_all_keeps_the_shared_stem(models):
+    """A number may share the stem; the scores are those of the plain way under the same dial."""
+    for family in ("gemma3", "mistral", "gpt2"):
+        model = models[family]
+        with model.steer(random_steering(model, seed=8), 0.6):
+            agree(model, STEMMED, model.score(STEMMED))
+
+
+def test_too_few_strengths_for_the_items_are_refused(llama):
+    dial = attach(llama.hf, random_steering(llama), [0.5, 0.5])
+    try:
+        with pytest.raises(StrengthError, match="2 strengths"):
+            llama._dials.append(dial)
+            llama.score(MIXED)
+    finally:
+        llama._dials.remove(dial)
+        dial.detach()
+
+
+def test_unsteered_is_the_base_model_even_under_a_strength_a_row(llama):
+    base, text = llama.score(MIXED), llama.logp(["Some words here"])
+    with llama.steer(random_steering(llama), [1.0] * len(MIXED)):
+        steered = llama.score(MIXED)
+        with llama.unsteered():
+            for found, expected in zip(llama.score(MIXED), base, strict=True):
+                assert found.p == pytest.approx(expected.p, abs=1e-6)
+            assert torch.allclose(llama.logp(["Some words here"])[0], text[0])
+    assert steered[0].p != pytest.approx(base[0].p, abs=1e-3)
+
+
+# -- text to tokens
+
+
+def test_the_begin_of_text_token_stands_exactly_once(llama):
+    """Before prompts, texts and chats, whose template writes it itself; a text that has it gets no second."""
+    bos = llama.tokenizer.bos_token_id
+    chat = (Message("user", "Who came?"),)
+    for encoded in llama.encode([SINGLE[0], item(chat, "he", "she")]):
+        assert encoded.prompt[0] == bos and encoded.prompt.count(bos) == 1
+    assert [t.count(bos) for t in llama.tokens(["", "words", f"{BEGIN}words"])] == [1, 1, 1]
+    assert llama.tokens([]) == []
+
+
+def test_a_tokenizer_without_a_begin_token_gets_none():
+    model = tiny("qwen2", tokenizer=ByteTokenizer(begin=False))
+    assert model.tokens(["ab"]) == [tuple(model.tokenizer("ab").input_ids)]
+    (encoded,) = model.encode([SINGLE[0]])
+    assert model.tokenizer.bos_token_id not in encoded.prompt
+    agree(model, MIXED, model.score(MIXED))
+
+
+def test_chats_are_scored_as_the_template_writes_them(llama):
+    chat = (Message("user", "Who came?"),)
+    one = item(chat, "he", "she said so")
+    (encoded,) = llama.encode([one])
+    text = llama.render(chat)
+    assert llama.tokenizer.decode(encoded.prompt) == text == f"{BEGIN}[user] Who came?<|end|>\n[assistant]\n"
+    assert [llama.tokenizer.decode(o) for o in encoded.options] == ["he", "she said so"]
+    agree(llama, [one], llama.score([one]))
+    assert "Be fair." in llama.render(chat, "Be fair.") and llama.render(chat, "Be fair.").count(BEGIN) == 1
+
+
+def test_one_space_stands_between_prompt_and_option_however_it_was_written(llama):
+    """A trailing space, a leading space, both or neither: the same tokens. A line break counts as the space."""
+    ways = [("The cook said", "he"), ("The cook said ", "he"), ("The cook said", " he"), ("The cook said ", " he")]
+    encoded = [llama.encode([item(prompt, option, "no")])[0] for prompt, option in ways]
+    assert len(set(encoded)) == 1
+    assert llama.tokenizer.decode(encoded[0].prompt + encoded[0].options[0]) == f"{BEGIN}The cook said he"
+    (broken,) = llama.encode([item("Who?\n", "A", "B")])
+    assert llama.tokenizer.decode(broken.prompt + broken.options[0]) == f"{BEGIN}Who?\nA"
+    assert [len(o) for o in broken.options] == [1, 1]
+
+
+def test_tokens_that_join_across_the_border_belong_to_the_options(llama):
+    """Where prompt and option share a token, the split moves back to the last token that all have in common."""
+    one = item("Who said that? s", "he", "they", id="join")
+    joined = dataclasses.replace(one, prompt="It was", options=(Option(" she", "pro"), Option(" shy", "anti")))
+    (encoded,) = llama.encode([joined])
+    decoded = [llama.tokenizer.decode(encoded.prompt + o) for o in encoded.options]
+    assert decoded == [f"{BEGIN}It was she", f"{BEGIN}It was shy"]
+    agree(llama, [one, joined], llama.score([one, joined]))
+
+
+def test_options_that_become_the_same_tokens_are_refused_by_name(llama):
+    with pytest.raises(BadItem, match="'alike'.*same tokens"):
+        llama.encode([item("The cook said", "he", " he", id="alike")])
+
+
+def test_a_chat_without_a_template_is_refused():
+    with pytest.raises(NoChatTemplate, match="chat template"):
+        tiny("llama", chat=False).encode([item((Message("user", "Who?"),), "he", "she")])
+
+
+def test_an_item_beyond_the_context_is_refused_with_both_numbers(llama):
+    """The model takes 256 tokens; the longest option counts too."""
+    with pytest.raises(BadItem, match="'big' needs 3.. tokens, .* takes 256"):
+        llama.encode([item("a" * 300, "he", "she", id="big")])
+    fits = 256 - 1 - len(llama.tokens([" he"])[0][1:])
+    (outcome,) = llama.score([item("a" * fits, "he", "they")])
+    assert math.isfinite(outcome.mass)
+    with pytest.raises(BadItem, match="257 tokens"):
+        llama.encode([item("a" * (fits + 1), "he", "they")])
+
+
+# -- whole texts
+
+
+def plain_logp(model, ids):
+    with torch.no_grad():
+        logp = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits.float().log_softmax(-1)[0]
+    return torch.stack([logp[t, ids[t + 1]] for t in range(len(ids) - 1)])
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_logp_of_texts_equals_the_plain_one(models, family):
+    """Every token after the first, and with `given` every token after those words and none of theirs."""
+    model, texts = models[family], ["The cook came home.", "No."]
+    for text, found in zip(texts, model.logp(texts), strict=True):
+        torch.testing.assert_close(found, plain_logp(model, model.tokens([text])[0]), atol=1e-4, rtol=1e-4)
+    given = "A word before:"
+    for text, found in zip(texts, model.logp([f" {t}" for t in texts], given=given), strict=True):
+        ids = model.tokens([f"{given} {text}"])[0]
+        assert len(found) == len(model.tokens([f" {text}"])[0]) - 1
+        torch.testing.assert_close(found, plain_logp(model, ids)[-len(found) :], atol=1e-4, rtol=1e-4)
+
+
+def test_logp_takes_a_strength_a_text(llama):
+    texts, steering = ["The cook came home.", "No, not so."], random_steering(llama)
+    with llama.steer(steering, [0.0, 1.0]):
+        found = llama.logp(texts)
+    base = llama.logp(texts)
+    with llama.steer(steering, 1.0):
+        steered = llama.logp(texts)
+    torch.testing.assert_close(found[0], base[0])
+    torch.testing.assert_close(found[1], steered[1])
+    assert (base[1] - steered[1]).abs().max() > 0.01
+
+
+def test_an_empty_prompt_has_nothing_to_continue():
+    model = tiny("qwen2", tokenizer=ByteTokenizer(begin=False))
+    with pytest.raises(UsageError, match="empty prompt"):
+        model.generate("")
+
+
+# -- the fakes themselves
+
+
+def test_a_written_folder_loads_as_the_model_it_was(tmp_path):
+    """write_tiny_folder and load: the same weights, tokens, template and scores."""
+    for family in ("llama", "gpt2"):
+        path = write_tiny_folder(tmp_path / family, family, seed=2)
+        model, loaded = tiny(family, seed=2), load(str(path), dtype="float32", device="cpu")
+        assert loaded.fingerprint() == model.fingerprint()
+        assert loaded.tokens(["Hello, she said"]) == model.tokens(["Hello, she said"])
+        assert loaded.render((Message("user", "Hi"),)) == model.render((Message("user", "Hi"),))
+        assert [o.p for o in loaded.score(SINGLE)] == pytest.approx([o.p for o in model.score(SINGLE)])
+    assert not load(str(write_tiny_folder(tmp_path / "base", chat=False)), device="cpu").chats
+
+
+def test_tiny_models_are_a_function_of_their_seed_and_not_uniform():
+    assert tiny("llama", seed=1).fingerprint() == tiny("llama", seed=1).fingerprint()
+    assert tiny("llama", seed=1).fingerprint() != tiny("llama", seed=2).fingerprint()
+    before = torch.get_rng_state()
+    for family in TINY_FAMILIES:
+        outcomes = tiny(family).score(list(tiny_task().items))
+        assert max(max(o.p) for o in outcomes) > 1.2 / 3, family
+    assert torch.equal(torch.get_rng_state(), before), "making a model must not draw from the global generator"
+    with pytest.raises(UsageError, match="llama"):
+        tiny("lama")
+
+
+def test_the_tiny_task_keeps_its_splits_apart():
+    """No concept and no template is in two splits, every split has both kinds of item, and the seed decides."""
+    task = tiny_task(7, 5, seed=3)
+    for part in ("train", "validation", "test"):
+        mine, others = task.split(part), [i for i in task.items if i.split != part]
+        assert {i.ambiguous for i in mine} == {True, False}
+        assert not {i.concept for i in mine} & {i.concept for i in others}
+        assert not {i.template for i in mine} & {i.template for i in others}
+    assert task.digest() == tiny_task(7, 5, seed=3).digest() != tiny_task(7, 5, seed=4).digest()
+    assert len({i.id for i in task.items}) == len(task.items)
+
+
+def test_an_item_of_one_token_batches_with_longer_ones(llama):
+    """Encoded items of one-token prompts and of options up to three tokens, straight into scoring.score."""
+    encoded = [Encoded((1,), ((5,), (6, 7, 8))), Encoded((1, 9, 9), ((5, 6), (5, 7))), Encoded((1,), ((3,), (4,)))]
+    with torch.no_grad():
+        for scores, one in zip(scoring.score(llama.body, llama.readout, encoded), encoded, strict=True):
+            torch.testing.assert_close(scores.logp, reference(llama, one), atol=1e-4, rtol=1e-4)
