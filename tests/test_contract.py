@@ -1,18 +1,39 @@
-"""The dial's contract, for every family and every kernel."""
+"""The dial's contract, for every family and every kernel.
+
+Compiling takes seconds a class. By default one class of each kind of forward pass is compiled (pre-norm; sandwich norms
+with sliding layers; positional forward hooks and Conv1D; flattened rows) and each kernel; TRIMTAB_COMPILE=all does all.
+"""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 
 from trimtab.testing import TINY_FAMILIES, DialContract, random_steering, tiny
 
 CASES = [(family, "diagonal") for family in TINY_FAMILIES]
 CASES += [(family, kind) for family in ("llama", "opt") for kind in ("shift", "lowrank")]
+COMPILED = {("llama", "lowrank"), ("gemma3", "diagonal"), ("gpt2", "diagonal"), ("opt", "shift")}
 EVERYWHERE = ",".join(["*norm*", "layers.*.attn.proj_in", "layers.*.out"])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads cost more than they bring in models this small, most of all beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def contract(family: str, kind: str, pattern: str) -> type[DialContract]:
+    compiled = os.environ.get("TRIMTAB_COMPILE") == "all" or ((family, kind) in COMPILED and pattern == "*norm*")
+
     class Case(DialContract):
+        no_compile = None if compiled else "compiled for another class of this file; TRIMTAB_COMPILE=all does all"
+
         def make_model(self):
             return tiny(family, seed=3)
 

@@ -29,6 +29,15 @@ from trimtab.types import Item, Message, Option
 STEM = "This is a long enough opening that all of them share. "
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads cost more than they bring in models this small, most of all beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def models():
     return {family: tiny(family, seed=5) for family in TINY_FAMILIES}
@@ -72,7 +81,9 @@ def agree(model, items, outcomes, encoded=None):
             logp = reference(model, one).double()
         torch.testing.assert_close(torch.tensor(outcome.p).double(), logp.softmax(0), atol=1e-4, rtol=1e-4)
         counted = [
-            lp for lp, o in zip(logp, one.options, strict=True) if not any(o != q and o[: len(q)] == q for q in one.options)
+            lp
+            for lp, o in zip(logp, one.options, strict=True)
+            if not any(o != q and o[: len(q)] == q for q in one.options)
         ]
         assert outcome.mass == pytest.approx(float(torch.stack(counted).exp().sum()), rel=1e-3)
 
@@ -80,7 +91,7 @@ def agree(model, items, outcomes, encoded=None):
 @pytest.mark.parametrize("items", [SINGLE, MIXED, STEMMED], ids=["single", "mixed", "stemmed"])
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_scores_equal_the_whole_model_run_on_prompt_and_option(models, family, items):
-    """Single and multi-token options, mixed lengths, a stem longer than every sliding window: the plain way's numbers."""
+    """Single and multi-token options, mixed lengths, and a stem longer than every sliding window."""
     model = models[family]
     agree(model, items, model.score(items))
 
@@ -134,17 +145,23 @@ def test_batch_size_and_order_change_nothing(models, family):
 def test_progress_counts_every_item_once(llama):
     done = []
     llama.score(MIXED, tokens_per_batch=30, on_batch=done.append)
-    assert sum(done) == len(MIXED) and len(done) > 1
+    assert sum(done) == len(MIXED)
+    assert len(done) > 1
 
 
 def test_probabilities_sum_to_one_and_the_mass_of_overlapping_options_is_counted_once(llama):
     """P("he was") is a part of P("he"): the mass is P("he") + P("they"), not the sum of the three."""
     (outcome,) = llama.score([MIXED[3]])
-    with torch.no_grad():
-        he, he_was, they = reference(llama, llama.encode([MIXED[3]])[0]).exp().tolist()
     assert sum(outcome.p) == pytest.approx(1)
-    assert he_was > 1e-7
-    assert outcome.mass == pytest.approx(he + they, rel=1e-4)
+    (pilot,) = llama.encode([MIXED[3]])
+    (he, _, they) = pilot.options
+    with torch.no_grad():
+        after = llama.hf(input_ids=torch.tensor([pilot.prompt + he]), use_cache=False).logits[0, -1].argmax()
+        one = Encoded(pilot.prompt, (he, (*he, int(after)), they))
+        p_he, p_longer, p_they = reference(llama, one).exp().tolist()
+        (scores,) = scoring.score(llama.body, llama.readout, [one])
+    assert p_longer > 1e-2 * (p_he + p_they), "too improbable to tell the two sums apart"
+    assert float(scores.log_mass.exp()) == pytest.approx(p_he + p_they, rel=1e-4)
 
 
 @pytest.mark.parametrize("items", [SINGLE, STEMMED], ids=["single", "stemmed"])
@@ -250,15 +267,15 @@ def test_one_strength_for_all_keeps_the_shared_stem(models):
             agree(model, STEMMED, model.score(STEMMED))
 
 
-def test_too_few_strengths_for_the_items_are_refused(llama):
-    dial = attach(llama.hf, random_steering(llama), [0.5, 0.5])
-    try:
-        with pytest.raises(StrengthError, match="2 strengths"):
-            llama._dials.append(dial)
-            llama.score(MIXED)
-    finally:
-        llama._dials.remove(dial)
-        dial.detach()
+def test_too_few_or_too_many_strengths_for_the_items_are_refused(llama):
+    """Three strengths neither stretch over more items nor are cut to fewer; both numbers are in the message."""
+    for items in (MIXED, SINGLE):
+        message = f"3 strengths for {len(items)} items"
+        with pytest.raises(StrengthError, match=message), llama.steer(random_steering(llama), [0.5] * 3):
+            llama.score(items)
+    message = "3 strengths for 1 texts"
+    with pytest.raises(StrengthError, match=message), llama.steer(random_steering(llama), [0.5] * 3):
+        llama.logp(["A text"])
 
 
 def test_unsteered_is_the_base_model_even_under_a_strength_a_row(llama):
@@ -280,7 +297,8 @@ def test_the_begin_of_text_token_stands_exactly_once(llama):
     bos = llama.tokenizer.bos_token_id
     chat = (Message("user", "Who came?"),)
     for encoded in llama.encode([SINGLE[0], item(chat, "he", "she")]):
-        assert encoded.prompt[0] == bos and encoded.prompt.count(bos) == 1
+        assert encoded.prompt[0] == bos
+        assert encoded.prompt.count(bos) == 1
     assert [t.count(bos) for t in llama.tokens(["", "words", f"{BEGIN}words"])] == [1, 1, 1]
     assert llama.tokens([]) == []
 
@@ -301,12 +319,18 @@ def test_chats_are_scored_as_the_template_writes_them(llama):
     assert llama.tokenizer.decode(encoded.prompt) == text == f"{BEGIN}[user] Who came?<|end|>\n[assistant]\n"
     assert [llama.tokenizer.decode(o) for o in encoded.options] == ["he", "she said so"]
     agree(llama, [one], llama.score([one]))
-    assert "Be fair." in llama.render(chat, "Be fair.") and llama.render(chat, "Be fair.").count(BEGIN) == 1
+    assert "Be fair." in llama.render(chat, "Be fair.")
+    assert llama.render(chat, "Be fair.").count(BEGIN) == 1
 
 
 def test_one_space_stands_between_prompt_and_option_however_it_was_written(llama):
     """A trailing space, a leading space, both or neither: the same tokens. A line break counts as the space."""
-    ways = [("The cook said", "he"), ("The cook said ", "he"), ("The cook said", " he"), ("The cook said ", " he")]
+    ways = [
+        ("The cook said", "he"),
+        ("The cook said ", "he"),
+        ("The cook said", " he"),
+        ("The cook said ", " he"),
+    ]
     encoded = [llama.encode([item(prompt, option, "no")])[0] for prompt, option in ways]
     assert len(set(encoded)) == 1
     assert llama.tokenizer.decode(encoded[0].prompt + encoded[0].options[0]) == f"{BEGIN}The cook said he"
@@ -326,7 +350,7 @@ def test_tokens_that_join_across_the_border_belong_to_the_options(llama):
 
 
 def test_options_that_become_the_same_tokens_are_refused_by_name(llama):
-    with pytest.raises(BadItem, match="'alike'.*same tokens"):
+    with pytest.raises(BadItem, match=r"'alike'.*same tokens"):
         llama.encode([item("The cook said", "he", " he", id="alike")])
 
 
@@ -337,7 +361,7 @@ def test_a_chat_without_a_template_is_refused():
 
 def test_an_item_beyond_the_context_is_refused_with_both_numbers(llama):
     """The model takes 256 tokens; the longest option counts too."""
-    with pytest.raises(BadItem, match="'big' needs 3.. tokens, .* takes 256"):
+    with pytest.raises(BadItem, match=r"'big' needs 3.. tokens, .* takes 256"):
         llama.encode([item("a" * 300, "he", "she", id="big")])
     fits = 256 - 1 - len(llama.tokens([" he"])[0][1:])
     (outcome,) = llama.score([item("a" * fits, "he", "they")])
@@ -397,7 +421,8 @@ def test_a_written_folder_loads_as_the_model_it_was(tmp_path):
         assert loaded.fingerprint() == model.fingerprint()
         assert loaded.tokens(["Hello, she said"]) == model.tokens(["Hello, she said"])
         assert loaded.render((Message("user", "Hi"),)) == model.render((Message("user", "Hi"),))
-        assert [o.p for o in loaded.score(SINGLE)] == pytest.approx([o.p for o in model.score(SINGLE)])
+        for found, expected in zip(loaded.score(SINGLE), model.score(SINGLE), strict=True):
+            assert found.p == pytest.approx(expected.p, abs=1e-6)
     assert not load(str(write_tiny_folder(tmp_path / "base", chat=False)), device="cpu").chats
 
 
@@ -427,7 +452,11 @@ def test_the_tiny_task_keeps_its_splits_apart():
 
 def test_an_item_of_one_token_batches_with_longer_ones(llama):
     """Encoded items of one-token prompts and of options up to three tokens, straight into scoring.score."""
-    encoded = [Encoded((1,), ((5,), (6, 7, 8))), Encoded((1, 9, 9), ((5, 6), (5, 7))), Encoded((1,), ((3,), (4,)))]
+    encoded = [
+        Encoded((1,), ((5,), (6, 7, 8))),
+        Encoded((1, 9, 9), ((5, 6), (5, 7))),
+        Encoded((1,), ((3,), (4,))),
+    ]
     with torch.no_grad():
         for scores, one in zip(scoring.score(llama.body, llama.readout, encoded), encoded, strict=True):
             torch.testing.assert_close(scores.logp, reference(llama, one), atol=1e-4, rtol=1e-4)

@@ -23,6 +23,15 @@ NORM_NAMES = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads cost more than they bring in models this small, most of all beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def models():
     return {family: tiny(family) for family in TINY_FAMILIES}
@@ -98,7 +107,9 @@ def test_the_final_norm_is_what_the_unembedding_reads_and_a_block_feeds_the_next
     blocks = getattr(sites.backbone(model.hf), sites.FAMILIES[model.family].layers)
     inputs = {}
     watch = [
-        b.register_forward_pre_hook(lambda m, a, k, i=i: inputs.update({i: a[0] if a else k["hidden_states"]}), with_kwargs=True)
+        b.register_forward_pre_hook(
+            lambda m, a, k, i=i: inputs.update({i: a[0] if a else k["hidden_states"]}), with_kwargs=True
+        )
         for i, b in enumerate(blocks)
     ]
     _, seen, handles = fired_order(model.hf, table)
@@ -116,12 +127,13 @@ def test_the_final_norm_is_what_the_unembedding_reads_and_a_block_feeds_the_next
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_norm_sites_are_norms_and_projections_are_linear(models, family):
-    """The table names modules of the kind it says: by class name, a norm gives norm.*, a projection has a 2-D weight."""
+    """The table names modules of the kind it says: a norm gives norm.*, a projection has a 2-D weight."""
     for name, site in sites.names(models[family].hf).items():
         if ".norm." in name or name == "norm.final":
             assert "norm" in type(site.module).__name__.lower()
         if name.endswith("proj_in"):
-            assert site.module.weight.ndim == 2 and site.side == "input"
+            assert site.module.weight.ndim == 2
+            assert site.side == "input"
 
 
 def test_patterns_ranges_and_commas_choose_sites_in_order_without_repeats():
@@ -132,7 +144,11 @@ def test_patterns_ranges_and_commas_choose_sites_in_order_without_repeats():
 
     assert chosen("layers.4-9.out") == [f"layers.{i}.out" for i in range(4, 10)]
     assert chosen("layers.1.out") == ["layers.1.out"], "1 is not a prefix of 10 and 11"
-    assert chosen("norm.final, layers.0.norm.*") == ["layers.0.norm.attn_in", "layers.0.norm.mlp_in", "norm.final"]
+    assert chosen("norm.final, layers.0.norm.*") == [
+        "layers.0.norm.attn_in",
+        "layers.0.norm.mlp_in",
+        "norm.final",
+    ]
     assert chosen("layers.2.out,layers.1-3.out") == ["layers.1.out", "layers.2.out", "layers.3.out"]
     assert chosen(["layers.3.out", "layers.0.out"]) == ["layers.0.out", "layers.3.out"]
     assert len(chosen("layers.*.norm.*")) == 24
@@ -175,7 +191,7 @@ def test_gpt2s_transposed_linear_layers_have_their_widths_the_right_way_round(mo
 
 
 def test_module_sites_steer_where_they_say(llama):
-    """An output by module name equals the named site there; an input by module name obeys the equation, kwargs or not."""
+    """An output by module name is the named site; an input obeys the equation, given by keyword or not."""
     ids = random_ids(llama, 2, 5)
     named = random_steering(llama, "layers.0.norm.attn_in", seed=2)
     (group,) = named.interventions.values()
@@ -224,8 +240,11 @@ def test_an_unknown_family_is_told_its_modules_and_how_to_name_a_site():
     with pytest.raises(UnknownFamily) as caught:
         sites.find(Mystery(), "norm.final")
     message = str(caught.value)
-    assert "'Mystery'" in message and "module:PATH" in message and "llama" in message
-    assert "trunk.*.*" in message and "trunk.0.1" not in message
+    assert "'Mystery'" in message
+    assert "module:PATH" in message
+    assert "llama" in message
+    assert "trunk.*.*" in message
+    assert "trunk.0.1" not in message
 
 
 def test_an_unknown_family_can_be_steered_by_module_name():
@@ -277,7 +296,7 @@ class Pair(nn.Module):
 
 
 def test_of_a_vision_language_model_the_language_part_is_picked(llama):
-    """The tower has 9 layers and stands first; sites are those of the 2-layer language model, at its width."""
+    """The tower has 9 layers and stands first; the sites are those of the 2-layer language model."""
     pair = Pair(llama.hf)
     assert sites.family(pair) == "llama"
     assert sites.backbone(pair) is llama.hf.model
@@ -293,7 +312,9 @@ def test_of_a_vision_language_model_the_language_part_is_picked(llama):
 
 def test_a_real_vision_language_config_names_its_language_family():
     """Transformers' own composite configs state the text part's model type."""
-    composite = AutoConfig.for_model("llava", text_config={"model_type": "mistral"}, vision_config={"model_type": "clip_vision_model"})
+    composite = AutoConfig.for_model(
+        "llava", text_config={"model_type": "mistral"}, vision_config={"model_type": "clip_vision_model"}
+    )
 
     class Root(nn.Module):
         config = composite

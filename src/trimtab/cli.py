@@ -445,7 +445,7 @@ def _print_card(steering: Steering, folder: Path) -> None:
     strength, made = card.get("strength", {}), card.get("model", {})
     low, high = steering.trained_range
     print(f"{folder}: a steering of {len(steering.interventions)} sites, {steering.numbers():,} numbers")
-    print(f"  operation    {card.get('operation', "h' = h + w (A h + c)")}")
+    print(f"  operation    {card.get('operation', 'not stated')}")
     print(f"  learner      {card.get('learner')}, seed {card.get('seed')}")
     print(f"  model        {made.get('id')} ({made.get('family')}), weights {str(made.get('fingerprint'))[:12]}")
     safe = strength.get("safe")

@@ -342,3 +342,50 @@ def _figures(
                         change = metrics.difference(metric, records, reference, seed=seed, resamples=resamples)
                         rows.append(row(f"{metric}_difference", change))
     return rows
+
+
+CAPABILITY_LOSS = {"unambiguous_accuracy": 0.01, "perplexity": 0.02, "neither_rate": 0.01, "position_effect": 0.05}
+"""How much worse than the base a figure may be at a strength that is called safe: points of probability, or a share of
+the base's perplexity."""
+
+
+def certify(
+    model: SteerableModel,
+    task: Task,
+    steering: Steering,
+    *,
+    seed: int,
+    neutral: str | Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> Steering:
+    """The same steering, its card extended by figures of the validation split and the safe range of strengths.
+
+    A strength is safe where no figure of CAPABILITY_LOSS is worse than the base's by more than its allowance, at this
+    stop of the dial and at every lower one; the default strength is the highest safe stop.
+    """
+    stops = (0.0, 0.25, 0.5, 0.75, 1.0)
+    found = evaluate(
+        model, task, steering, stops, seed=seed, split="validation", controls=False, neutral=neutral, samples=(),
+        name="steering", resamples=1000, progress=progress,
+    )  # fmt: skip
+    safe = 0.0
+    for stop in stops[1:]:
+        if not all(_within(found, figure, allowed, stop) for figure, allowed in CAPABILITY_LOSS.items()):
+            break
+        safe = stop
+    card = dict(steering.card)
+    card["strength"] = {"trained": list(steering.trained_range), "safe": [0.0, safe], "default": safe or stops[-1]}
+    card["results"] = list(found.results)
+    return Steering(steering.interventions, card)
+
+
+def _within(found: Evaluation, figure: str, allowed: float, stop: float) -> bool:
+    try:
+        base, now = found.value(figure), found.value(figure, strength=stop)
+    except UsageError:
+        return True
+    if figure == "position_effect":
+        return abs(now) - abs(base) <= allowed
+    if figure == "unambiguous_accuracy":
+        return base - now <= allowed
+    return now - base <= allowed * (base if figure == "perplexity" else 1.0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import capture, scoring, sites
-from trimtab.errors import BadItem, FingerprintMismatch, ModelError, NoChatTemplate, NotFound, UsageError
+from trimtab.errors import BadItem, FingerprintMismatch, ModelError, NoChatTemplate, NotFound, StrengthError, UsageError
 from trimtab.scoring import Encoded, Readout
 from trimtab.steering import Dial, Steering, Strength, attach
 from trimtab.types import Item, Message, Outcome
@@ -171,9 +171,10 @@ class SteerableModel:
             raise FingerprintMismatch(
                 f"the steering was learned on a '{made_for['family']}' model, {self.name} is '{self.family}'"
             )
-        if not other_weights and made_for.get("fingerprint", self.fingerprint()) != self.fingerprint():
+        stated = None if other_weights else made_for.get("fingerprint")
+        if stated is not None and stated != self.fingerprint():
             raise FingerprintMismatch(
-                f"the steering was learned on {made_for.get('id')} with fingerprint {made_for['fingerprint'][:12]}, "
+                f"the steering was learned on {made_for.get('id')} with fingerprint {stated[:12]}, "
                 f"{self.name} has {self.fingerprint()[:12]}: other weights. Learn it anew, or pass other_weights=True "
                 "(--other-weights) to use it all the same"
             )
@@ -289,6 +290,7 @@ class SteerableModel:
         """The probability of each option of each item, normalised over its options, and their total probability."""
         if not items:
             return []
+        self._require_a_strength_each(len(items), "items")
         scores = scoring.score(
             self.body,
             self.readout,
@@ -305,6 +307,7 @@ class SteerableModel:
     @torch.no_grad()
     def logp(self, texts: Sequence[str], *, given: str = "") -> list[Tensor]:
         """log P of each token of each text after its first, or of all of them after the words `given`."""
+        self._require_a_strength_each(len(texts), "texts")
         rows = self._rows if self._dials else None
         if not given:
             return scoring.sequence_logp(self.body, self.readout, self.tokens(texts), rows=rows)
@@ -363,6 +366,13 @@ class SteerableModel:
             for block in getattr(body, sites.FAMILIES[self.family].layers):
                 stack.enter_context(capture.forward_as(block, twice(block.forward)))
             yield
+
+    def _require_a_strength_each(self, number: int, what: str) -> None:
+        for dial in self._dials:
+            if dial.strength.ndim and dial.strength.shape[0] != number and not dial.is_off:
+                raise StrengthError(
+                    f"{dial.strength.shape[0]} strengths for {number} {what}; give one number, or one for each"
+                )
 
     def _steers_rows(self) -> bool:
         return any(dial.strength.ndim for dial in self._dials)

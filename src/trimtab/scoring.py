@@ -100,7 +100,8 @@ def score(
         shared = 0
     results: dict[int, Scores] = {}
     for batch in _batches(items, shared, tokens_per_batch):
-        for index, scores in zip(batch, _score_batch(body, readout, items, batch, stem, shared, share, rows), strict=True):
+        scored = _score_batch(body, readout, items, batch, stem, shared, share, rows)
+        for index, scores in zip(batch, scored, strict=True):
             results[index] = scores
         if on_batch is not None:
             on_batch(len(batch))
@@ -122,7 +123,8 @@ def _score_batch(
     longer = any(len(o) > 1 for i in batch for o in items[i].options)
     with _select(rows, batch):
         cache = _expanded(stem, len(batch))
-        out = body(input_ids=padded(prompts, device), past_key_values=cache, use_cache=cache is not None or longer and share)
+        caching = cache is not None or (longer and share)
+        out = body(input_ids=padded(prompts, device), past_key_values=cache, use_cache=caching)
     last = torch.tensor([len(p) - 1 for p in prompts], device=device)
     h = out.last_hidden_state[torch.arange(len(batch), device=device), last]
     width = max(len(items[i].options) for i in batch)
@@ -298,10 +300,10 @@ class Flat:
     """(row, position, token, slot), with slots numbering the options of all items in order."""
     options: tuple[int, ...]
     """Number of options of each item."""
-    disjoint: tuple[tuple[int, ...], ...]
-    """Of each item, the options whose probabilities add up to the mass: those that continue no other."""
     firsts: tuple[tuple[int, int], ...]
     """(row, position) where each item's prompt ends."""
+    disjoint: tuple[tuple[int, ...], ...] = ()
+    """Of each item, the options whose probabilities add up to the mass: those that continue no other."""
 
 
 def flatten(items: Sequence[Encoded]) -> Flat:
@@ -324,10 +326,10 @@ def flatten(items: Sequence[Encoded]) -> Flat:
             slot += 1
         firsts.append((first_row, end))
     disjoint = tuple(tuple(_disjoint(i.options)) for i in items)
-    return Flat(tuple(rows), tuple(reads), tuple(len(i.options) for i in items), disjoint, tuple(firsts))
+    return Flat(tuple(rows), tuple(reads), tuple(len(i.options) for i in items), tuple(firsts), disjoint)
 
 
-def length_buckets(lengths: Sequence[int], overhead: int = 24) -> list[list[int]]:
+def length_buckets(lengths: Sequence[int], overhead: int = 96) -> list[list[int]]:
     """Split rows into batches of like length, least cost first: padded tokens plus `overhead` for each batch.
 
     Exact, by dynamic programming over the distinct lengths; a pass costs about as much as `overhead` tokens before it

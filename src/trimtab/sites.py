@@ -228,10 +228,8 @@ def _unknown(root: nn.Module, kind: str) -> UnknownFamily:
 
 
 def _no_such_site(root: nn.Module, part: str, table: list[str]) -> SiteError:
-    if part.startswith("module:"):
-        available = [f"module:{name}" for name, _ in root.named_modules() if name]
-    else:
-        available = table
+    modules = [f"module:{name}" for name, _ in root.named_modules() if name]
+    available = modules if part.startswith("module:") else table
     near = difflib.get_close_matches(part, available, n=3)
     shown = near or available[:8]
     return SiteError(f"no site '{part}' in this model; {'nearest' if near else 'it has'}: {', '.join(shown)}")

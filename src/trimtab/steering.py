@@ -251,7 +251,12 @@ class Dial:
     def rows(self, index: Sequence[int] | Tensor) -> Iterator[None]:
         """Within it, row i of the batch is steered with the strength of row `index[i]`."""
         before = self._select
-        self._select = None if self._w.ndim == 0 else torch.as_tensor(index, dtype=torch.long)
+        chosen = torch.as_tensor(index, dtype=torch.long)
+        if self._w.ndim and not self._off and int(chosen.max()) >= self._w.shape[0]:
+            raise StrengthError(
+                f"{self._w.shape[0]} strengths for {int(chosen.max()) + 1} rows or more; give one number, or one a row"
+            )
+        self._select = None if self._w.ndim == 0 else chosen
         self._forget()
         try:
             yield
@@ -267,6 +272,11 @@ class Dial:
             yield
         finally:
             self._off = before
+
+    @property
+    def is_off(self) -> bool:
+        """Whether it is within `off()`, or detached."""
+        return self._off
 
     def _forget(self) -> None:
         for voice in self._voices:
@@ -328,7 +338,9 @@ class Dial:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.detach()
         if kind is None:
             self._require_fired()
@@ -339,7 +351,8 @@ class Dial:
         if not fired:
             where = "it has no interventions" if not attached else f"none of its {len(attached)} sites was computed"
             raise SteeringError(
-                f"the steering did nothing: {where} while it was attached. Was another model run, or a copy of this one?"
+                f"the steering did nothing: {where} while it was attached. "
+                "Was another model run, or a copy of this one?"
             )
         if silent:
             raise SteeringError(
