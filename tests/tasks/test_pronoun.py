@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter, defaultdict
 from importlib import resources
@@ -23,7 +24,7 @@ GENDERED = set(
     he she him her his hers himself herself man men woman women male female males females boy boys girl
     girls guy guys gal lady ladies gentleman gentlemen sir madam mr mrs ms miss mother mothers father
     fathers mom dad sister sisters brother brothers daughter daughters son sons aunt uncle niece nephew
-    wife wives husband husbands grandmother grandfather king kings queen queens prince princess lord
+    wife wives husband husbands grandmother grandfather granddaughter grandson stepmother stepfather king kings queen queens prince princess lord
     lords duke duchess bride groom widow widower hero heroine actor actress waiter waitress host hostess
     steward stewardess policeman policewoman fireman chairman salesman saleswoman businessman housewife
     midwife seamstress nanny maid fisherman craftsman landlord landlady cow cows bull bulls hen hens
@@ -39,6 +40,25 @@ PERSON_NOUNS = set(
     employee boss owner server servers director trainer inspector attendant advisor administrator
     designer designers scholar
     """)
+)
+
+# How the first wordings (each case's, in order) and the first test occupations were placed, for good.
+PLACED_AMBIGUOUS = "TETEVTETTETVTETTETVTETTV"
+PLACED_UNAMBIGUOUS = "TETTETVTETTETVTE"
+PLACED_TEST_OCCUPATIONS = set(
+    re.split(
+        r",\s+",
+        """
+    addiction counselor, alarm installer, animal trainer, bank teller, caregiver, chiropractor, city bus driver,
+    coach, cost estimator, curator, customer service representative, dental hygienist, dentist, detective,
+    dispatcher, doctor, drywall installer, editor, event planner, financial analyst, fitness trainer, geologist,
+    glazier, home health aide, house painter, ironworker, journalist, laboratory technician, librarian, logistician,
+    machinist, manicurist, nurse, nursing aide, packer, pharmacist, pharmacy technician, pilot, porter, private
+    investigator, receptionist, referee, sales representative, school counselor, security analyst, security guard,
+    sound technician, speech pathologist, surgeon, systems analyst, taxi driver, tour guide, translator, truck
+    driver, tutor, welder
+""".strip(),
+    )
 )
 
 
@@ -58,15 +78,57 @@ def test_there_are_enough_occupations_templates_and_items(task):
     unambiguous = [t for t in templates() if not t.ambiguous]
     assert len(occupations()) >= 150
     assert jobs["train"] >= 66 and jobs["test"] >= 36 and jobs["validation"] >= 15
-    assert sum(ambiguous.values()) >= 72 and ambiguous["train"] >= 38 and ambiguous["test"] >= 20
-    assert len(unambiguous) >= 36
+    assert ambiguous["train"] >= 139 and ambiguous["validation"] >= 18 and ambiguous["test"] >= 40
+    assert len(unambiguous) >= 68 and sum(t.split == "train" for t in unambiguous) >= 47
     for case in PRONOUNS:
-        assert sum(t.case == case for t in templates() if t.ambiguous) >= 12
-        assert sum(t.case == case for t in unambiguous) >= 12
+        assert sum(t.case == case for t in templates() if t.ambiguous) >= 66
+        assert sum(t.case == case for t in unambiguous) >= 22
+    n = Counter((i.split, i.ambiguous) for i in task.items)
+    assert n["train", True] == jobs["train"] * ambiguous["train"]
+    assert 1100 <= n["test", True] <= 1200 and 340 <= n["validation", True] <= 380
+    assert all(0 < n[split, False] <= n[split, True] for split in SPLITS)
     for split in SPLITS:
-        n = Counter(i.ambiguous for i in task.split(split))
-        assert n[True] == jobs[split] * ambiguous[split]
-        assert 0 < n[False] <= n[True]
+        assert f"= {n[split, True]} items, and {n[split, False]} unambiguous" in task.division
+
+
+def test_the_data_files_state_every_split_and_what_was_placed_stays():
+    for file, delimiter in (("occupations.csv", ","), ("pronoun_templates.tsv", "\t")):
+        text = resources.files("trimtab.tasks").joinpath("data").joinpath(file).read_text("utf-8")
+        rows = list(csv.DictReader(text.splitlines(), delimiter=delimiter))
+        assert {r["split"] for r in rows} == set(SPLITS)
+        assert all(None not in r and None not in r.values() for r in rows), "a row is too long or too short"
+    split = {t.id: t.split for t in templates()}
+    letters = {"T": "train", "E": "test", "V": "validation"}
+    placed = [*PLACED_AMBIGUOUS * 3, *PLACED_UNAMBIGUOUS * 3]
+    ids = [*(f"t{n:02}" for n in range(1, 73)), *(f"u{n:02}" for n in range(1, 49))]
+    assert {i: split[i] for i in ids} == {i: letters[p] for i, p in zip(ids, placed, strict=True)}
+    assert {o.name for o in occupations() if o.split == "test"} >= PLACED_TEST_OCCUPATIONS
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_every_occupation_meets_equally_many_wordings_and_the_reverse(task, split):
+    items = [i for i in task.split(split) if i.ambiguous]
+    mine = {t.id: t for t in templates() if t.split == split and t.ambiguous}
+    jobs = {o.name: o for o in occupations() if o.split == split}
+    per_case = Counter((i.concept, mine[i.template].case) for i in items)
+    assert {concept for concept, _ in per_case} == set(jobs)
+    assert len(per_case) == len(jobs) * len(PRONOUNS) and len(set(per_case.values())) == 1
+    uses = Counter(i.template for i in items)
+    assert set(uses) == set(mine) and max(uses.values()) - min(uses.values()) <= 1
+    # Each wording sees the stereotypes, and the whole range of shares, nearly as the split does.
+    women = sum(o.stereotype == "women" for o in jobs.values()) / len(jobs)
+    mean = sum(o.women_percent for o in jobs.values()) / len(jobs)
+    for t in mine:
+        met = [jobs[i.concept] for i in items if i.template == t]
+        assert abs(sum(o.stereotype == "women" for o in met) / len(met) - women) < 0.1
+        assert abs(sum(o.women_percent for o in met) / len(met) - mean) < 4
+    # No blocks: any two wordings of a case share some occupations and differ in others.
+    sets = {t: frozenset(i.concept for i in items if i.template == t) for t in mine}
+    assert len(set(sets.values())) == len(sets)
+    for a in mine:
+        for b in mine:
+            if a < b and mine[a].case == mine[b].case:
+                assert sets[a] & sets[b], (a, b)
 
 
 def test_splits_share_no_concept_no_template_no_name_and_no_family(task):
@@ -154,6 +216,8 @@ def test_unambiguous_prompts_state_the_gender_that_is_correct(task):
             "niece",
             "wife",
             "grandmother",
+            "granddaughter",
+            "stepmother",
             "ms",
         },
         "men": {
@@ -166,6 +230,8 @@ def test_unambiguous_prompts_state_the_gender_that_is_correct(task):
             "nephew",
             "husband",
             "grandfather",
+            "grandson",
+            "stepfather",
             "mr",
         },
     }
@@ -227,7 +293,7 @@ def test_ids_are_unique_and_stable(task):
     ids = [i.id for i in task.items]
     assert len(ids) == len(set(ids))
     assert all(
-        re.fullmatch(r"pronoun/(train|validation|test)/(un)?amb/[a-z-]+/[tu]\d\d(/w?o?men)?", i) for i in ids
+        re.fullmatch(r"pronoun/(train|validation|test)/(un)?amb/[a-z-]+/[tu]\d{2,3}(/(wo)?men)?", i) for i in ids
     )
     prompts = [i.prompt for i in task.items if i.ambiguous]
     assert len(prompts) == len(set(prompts))

@@ -9,13 +9,14 @@ reward of o is -|P(pro|o) - P(anti|o)|. Where we depart from the source, and why
 
 - **Exact expectation.** Over a closed set of options the expected reward is computed and differentiated, not sampled.
 - **Fresh sign.** |.| is taken of each concept's mean inside the batch; a remembered S* lags behind and oscillates.
-- **Neither scores 0.** With +1 for it the model is paid for refusing. Its share may not rise, nor may the options' total
-  probability fall.
+- **Neither scores 0.** With +1 for it the model is paid for refusing. Its share is held where the base has it, and the options'
+  total probability may not fall.
+- **Own wordings for each concept.** Wordings have a tilt of their own, often larger than the concept's. When all concepts of
+  a step shared the same few wordings the optimiser chased those tilts; each concept draws its own, and a second term makes
+  the wordings' means small as well, for they do not cancel in wordings that were never seen.
 - **Guards.** Answering by position makes the bias exactly 0 when options are listed in both orders; so the position effect
   may not grow, and the right answer of unambiguous items may not lose probability, both against the base model.
 - **KL budget by a dual variable.** Its weight is multiplied up while KL on neutral text exceeds the budget and down below it.
-- **Upper blocks only.** By default the first half of the blocks is left alone. What lies below the first steered norm is the base
-  model's, so it is computed once for each training item and reused in every step, exactly.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from trimtab.interventions import Diagonal
 from trimtab.model import SteerableModel
 from trimtab.neutral import passages
 from trimtab.runs import write_whole
-from trimtab.scoring import Encoded, Flat, Scores
+from trimtab.scoring import Encoded, Scores
 from trimtab.steering import Dial, Steering, attach
 from trimtab.types import Item, Progress, ProgressCallback, Reward, Task, by_concept
 
@@ -56,6 +57,8 @@ LIMITS = (
 
 DUAL_RATE = 0.1
 """How fast the KL's weight follows its budget: a factor of at most exp(0.1) a step."""
+REFERENCE_ITEMS = 4
+"""Items of a template whose mean stands for the base's P(neither) and option mass there."""
 VALIDATION_AT_MOST = 600
 """Validation items looked at, spread evenly."""
 
@@ -66,30 +69,34 @@ class DSO:
 
     sites: str = sites.NORMS
     """Pattern of the sites to steer."""
-    depth: float = 0.5
-    """Share of the blocks, counted from the input, that is left alone; what they compute is computed once."""
-    steps: int = 120
+    depth: float = 0.0
+    """Share of the blocks, counted from the input, that is left alone; what they compute is then computed once an item."""
+    steps: int = 90
     """Optimiser steps."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Of Adam, after a short warm-up, decaying to 0 along a cosine."""
-    concepts_per_step: int = 12
+    concepts_per_step: int = 20
     """Concepts in a step; the bias of each is estimated from its items in the step."""
-    templates_per_step: int = 8
+    templates_per_step: int = 3
     """Templates of each concept in a step, all items of a template together, so that pairs stay whole."""
-    unambiguous_per_step: int = 32
+    unambiguous_per_step: int = 12
     """Unambiguous items in a step, for the guard."""
+    template_weight: float = 2.0
+    """Weight of the mean square, over the templates in a step, of a template's mean P(pro) - P(anti)."""
     unambiguous_guard: float = 1.0
     """Weight of the mean fall of log P(correct) below the base."""
     position_guard: float = 1.0
     """Weight of the growth of |P(listed first) - P(listed last)| over the base."""
-    neither_guard: float = 3.0
-    """Weight of the mean rise of P(neither) over the base."""
+    neither_guard: float = 1.0
+    """Weight of |mean P(neither) - the base's|."""
     mass_guard: float = 1.0
     """Weight of the mean fall of the log of the options' total probability below the base."""
     kl_budget: float = 0.02
     """eps: KL(steered || base) on neutral text, nats a token."""
-    kl_positions: int = 64
-    """Tokens of neutral text in a step at which the KL is computed."""
+    kl_windows: int = 6
+    """Windows of neutral text in a step at whose tokens the KL is computed."""
+    kl_tokens: int = 14
+    """Tokens of a window; about as many as a prompt has, so that they share a pass."""
     l1: float = 0.0
     """lam: weight of |a|_1 + |b|_1, applied as a proximal step (soft threshold) after each update."""
     mode: str = "exact"
@@ -98,7 +105,7 @@ class DSO:
     """Answers generated for each item in sampled mode; each is compared with the mean of the others."""
     max_new_tokens: int = 16
     """Length of a generated answer in sampled mode."""
-    validate_every: int = 30
+    validate_every: int = 45
     """Steps between looks at the validation items."""
     patience: int = 3
     """Looks without improvement after which learning stops."""
@@ -176,14 +183,14 @@ class DSO:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cached:
-    """What the base model says of one training item, and its activations below the first steered block."""
+class _Known:
+    """A training item as tokens; where it was computed, the base's log-probabilities and what lies below the first steered block."""
 
-    encoded: Encoded
     item: Item
-    rows: tuple[Tensor | None, ...]
-    logp: Tensor
-    log_mass: Tensor
+    encoded: Encoded
+    below: tuple[Tensor | None, ...] = ()
+    logp: Tensor | None = None
+    log_mass: Tensor | None = None
 
 
 class _Run:
@@ -213,7 +220,14 @@ class _Run:
         self.longest = max(len(r) for e in model.encode(train[:256]) for r in scoring.flatten([e]).rows)
         self.blocks = self._lower_blocks()
         self.beta = 1.0
-        self.cache: dict[str, _Cached] = {}
+        self.known: dict[str, _Known] = {}
+        self.references: dict[str, tuple[float, float]] = {}
+        self.listed = any(_listed(i) for i in train if i.ambiguous)
+        self.windows = self._windows() if math.isfinite(settings.kl_budget) else []
+        self.of_template: dict[str, list[Item]] = {}
+        for item in train:
+            if item.ambiguous:
+                self.of_template.setdefault(item.template, []).append(item)
 
     # -- preparation
 
@@ -233,9 +247,18 @@ class _Run:
                 stack.enter_context(self.model.activation_checkpointing())
             yield
 
-    def _remember(self, items: Sequence[Item]) -> list[_Cached]:
-        """The base model's view of items, computed when they are first drawn."""
-        new = [i for i in items if i.id not in self.cache]
+    def _encoded(self, items: Sequence[Item]) -> list[_Known]:
+        """Items as tokens; with blocks left alone, also what those compute."""
+        new = [i for i in items if i.id not in self.known]
+        if new and self.blocks:
+            self._with_base(new)
+        elif new:
+            self.known.update({i.id: _Known(i, e, (None,) * _rows(e)) for i, e in zip(new, self.model.encode(new), strict=True)})
+        return [self.known[i.id] for i in items]
+
+    def _with_base(self, items: Sequence[Item]) -> list[_Known]:
+        """Items with the base model's view of them, computed once."""
+        new = [i for i in items if i.id not in self.known or self.known[i.id].logp is None]
         if new:
             encoded = self.model.encode(new)
             flat = scoring.flatten(encoded)
@@ -249,13 +272,39 @@ class _Run:
 
             with torch.no_grad(), self.model.unsteered():
                 scores = scoring.score_flat(self.readout, flat, run)
-            counts = _rows_per_item(encoded)
             start = 0
-            for item, code, found, n in zip(new, encoded, scores, counts, strict=True):
-                rows = tuple(below.get(r) for r in range(start, start + n))
-                self.cache[item.id] = _Cached(code, item, rows, found.logp.clone(), found.log_mass.clone())
-                start += n
-        return [self.cache[i.id] for i in items]
+            for item, code, found in zip(new, encoded, scores, strict=True):
+                held = tuple(below.get(r) for r in range(start, start + _rows(code)))
+                self.known[item.id] = _Known(item, code, held, found.logp.clone(), found.log_mass.clone())
+                start += _rows(code)
+        return [self.known[i.id] for i in items]
+
+    def _reference(self, items: Sequence[Item]) -> Tensor:
+        """The base's mean (P(neither), log mass) of each item's template, from a few of its items; (items, 2).
+
+        Both depend on the wording far more than on the concept, so a few items stand for all: a pass over every
+        item that is drawn would cost a third of the learning time.
+        """
+        missing = sorted({i.template for i in items if i.template not in self.references})
+        rng = random.Random(f"{self.seed}:reference")
+        few = {t: rng.sample(self.of_template[t], min(REFERENCE_ITEMS, len(self.of_template[t]))) for t in missing}
+        seen = {k.item.id: k for k in self._with_base([i for group in few.values() for i in group])}
+        for template, group in few.items():
+            p = [_share(seen[i.id], "neither") for i in group]
+            mass = [float(seen[i.id].log_mass) for i in group]  # type: ignore[arg-type]
+            self.references[template] = sum(p) / len(p), sum(mass) / len(mass)
+        return torch.tensor([self.references[i.template] for i in items], device=self.model.device).reshape(-1, 2)
+
+    def _windows(self) -> list[tuple[tuple[int, ...], Tensor]]:
+        """Windows of neutral text, one from each passage, with the base's last hidden states."""
+        rng = random.Random(f"{self.seed}:windows")
+        cut = []
+        for ids in self.model.tokens(self.texts):
+            start = rng.randrange(max(1, len(ids) - self.s.kl_tokens + 1))
+            cut.append(ids[start : start + self.s.kl_tokens])
+        with torch.no_grad(), self.model.unsteered():
+            hidden = self.model.body(input_ids=scoring.padded(cut, self.model.device), use_cache=False).last_hidden_state
+        return [(ids, hidden[n, : len(ids)].clone()) for n, ids in enumerate(cut)]
 
     def _base(self, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor | None]:
         ids = scoring.padded(rows, self.model.device)
@@ -272,46 +321,74 @@ class _Run:
         parts = theta.split(self.widths)
         return {s.name: (Diagonal(p[:, 0], p[:, 1]),) for s, p in zip(self.sites, parts, strict=True)}
 
-    def _runner(self, flat: Flat, below: Sequence[Tensor | None]) -> Callable[[Sequence[int]], Tensor]:
-        def run(rows: Sequence[int]) -> Tensor:
-            ids = scoring.padded([flat.rows[r] for r in rows], self.model.device)
-            held = [h for h in (below[r] for r in rows) if h is not None]
-            if not self.blocks or len(held) < len(rows):
-                return self.model.body(input_ids=ids, use_cache=False).last_hidden_state
-            with capture.resumed(self.blocks, pad_sequence(held, batch_first=True)):
-                return self.model.body(input_ids=ids, use_cache=False).last_hidden_state
+    def _forward(self, rows: Sequence[tuple[int, ...]], below: Sequence[Tensor | None]) -> Callable[[Sequence[int]], Tensor]:
+        """A function that runs some of the rows, from the first steered block on where the rest is held for all of them."""
+
+        def run(some: Sequence[int]) -> Tensor:
+            ids = scoring.padded([rows[r] for r in some], self.model.device)
+            held = [h for h in (below[r] for r in some) if h is not None]
+            reuse = bool(self.blocks) and len(held) == len(some)
+            lower = capture.resumed(self.blocks, pad_sequence(held, batch_first=True)) if reuse else nullcontext()
+            with lower:
+                out: Tensor = self.model.body(input_ids=ids, use_cache=False).last_hidden_state
+            return out
 
         return run
 
-    def _scores(self, cached: Sequence[_Cached]) -> list[Scores]:
-        flat = scoring.flatten([c.encoded for c in cached])
-        return scoring.score_flat(self.readout, flat, self._runner(flat, [row for c in cached for row in c.rows]))
+    def _scores(self, known: Sequence[_Known], texts: Sequence[tuple[int, ...]] = ()) -> tuple[list[Scores], list[Tensor]]:
+        """Scores of items, and the last hidden states of texts, which ride along in the same passes."""
+        flat = scoring.flatten([k.encoded for k in known])
+        rows = (*flat.rows, *texts)
+        below = [*(h for k in known for h in k.below), *(None for _ in texts)]
+        run = self._forward(rows, below)
+        hidden: dict[int, Tensor] = {}
+
+        def keep(some: Sequence[int]) -> Tensor:
+            out = run(some)
+            hidden.update({r: out[n, : len(rows[r])] for n, r in enumerate(some) if r >= len(flat.rows)})
+            return out
+
+        scores = scoring.score_flat(self.readout, replace(flat, rows=rows), keep)
+        return scores, [hidden[r] for r in sorted(hidden)]
 
     # -- the objective
 
     def _attached(self) -> Dial:
         return attach(self.model.hf, Steering(self.interventions(self.theta)), 1.0)
 
-    def _loss(self, concepts: Sequence[Sequence[_Cached]], clear: Sequence[_Cached]) -> tuple[Tensor, dict[str, float]]:
-        """The bias of some concepts plus the guards."""
-        cached = [c for group in concepts for c in group] + list(clear)
-        logp = pad_sequence([x.logp for x in self._scores(cached)], batch_first=True, padding_value=-math.inf)
-        batch = _Batch(cached, [len(group) for group in concepts], logp)
+    def _loss(
+        self, concepts: Sequence[Sequence[_Known]], clear: Sequence[_Known], windows: Sequence[tuple[tuple[int, ...], Tensor]]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The bias of some concepts, the guards, and the KL on some windows of neutral text."""
+        known = [k for group in concepts for k in group] + list(clear)
+        reference = self._reference([k.item for group in concepts for k in group])
+        with self._attached():
+            scores, hidden = self._scores(known, [ids for ids, _ in windows])
+        logp = pad_sequence([x.logp for x in scores], batch_first=True, padding_value=-math.inf)
+        log_mass = torch.stack([x.log_mass for x in scores])
+        terms = _Batch(known, [len(group) for group in concepts], logp).terms(log_mass, reference)
+        if windows:
+            logits, base = self.readout(torch.cat(hidden)), self.readout(torch.cat([h for _, h in windows]))
+            now, before = logits.log_softmax(-1), base.log_softmax(-1)
+            terms["kl"] = (now.exp() * (now - before)).sum(-1).mean()
         weights = {
             "bias": 1.0,
+            "template": self.s.template_weight,
             "neither": self.s.neither_guard,
             "mass": self.s.mass_guard,
             "unambiguous": self.s.unambiguous_guard,
             "position": self.s.position_guard,
+            "kl": self.beta,
         }
-        terms = {name: term for name, term in batch.terms().items() if term is not None}
-        total = sum((weights[name] * term for name, term in terms.items()), torch.zeros((), device=self.model.device))
-        return total, {name: float(term.detach()) for name, term in terms.items()}
+        found = {name: term for name, term in terms.items() if term is not None}
+        total = sum((weights[name] * term for name, term in found.items()), torch.zeros((), device=self.model.device))
+        return total, {name: float(term.detach()) for name, term in found.items()}
 
-    def _sampled_loss(self, concepts: Sequence[Sequence[_Cached]], key: int) -> tuple[Tensor, dict[str, float]]:
+    def _sampled_loss(self, concepts: Sequence[Sequence[_Known]], key: int) -> tuple[Tensor, dict[str, float]]:
         """REINFORCE with a leave-one-out baseline: -mean_n (r_n - mean of the other rewards) log P(answer_n)."""
-        cached = [c for group in concepts for c in group]
-        answers = self._generate([c.encoded.prompt for c in cached], key)
+        known = [k for group in concepts for k in group]
+        with self._attached():
+            answers = self._generate([k.encoded.prompt for k in known], key)
         texts = [[self.model.text(a) for a in some] for some in answers]
         if self.reward is None:
             start = 0
@@ -320,11 +397,12 @@ class _Run:
                 rewards += _majority_rewards(group, texts[start : start + len(group)])
                 start += len(group)
         else:
-            rewards = [[float(r) for r in self.reward(c.item, t)] for c, t in zip(cached, texts, strict=True)]
+            rewards = [[float(r) for r in self.reward(k.item, t)] for k, t in zip(known, texts, strict=True)]
             if any(len(r) != self.s.samples or not all(map(math.isfinite, r)) for r in rewards):
                 raise UsageError("the reward function must return one finite number for each answer it is given")
-        flat = scoring.flatten([Encoded(c.encoded.prompt, some) for c, some in zip(cached, answers, strict=True)])
-        scores = scoring.score_flat(self.readout, flat, self._runner(flat, [None] * len(flat.rows)))
+        flat = scoring.flatten([Encoded(k.encoded.prompt, some) for k, some in zip(known, answers, strict=True)])
+        with self._attached():
+            scores = scoring.score_flat(self.readout, flat, self._forward(flat.rows, [None] * len(flat.rows)))
         r = torch.tensor(rewards, device=self.model.device)
         advantage = r - (r.sum(1, keepdim=True) - r) / (self.s.samples - 1)
         return -(advantage * torch.stack([x.logp for x in scores])).mean(), {"reward": float(r.mean())}
@@ -339,26 +417,6 @@ class _Run:
             )
         n = self.s.samples
         return [tuple(tuple(a) for a in new[i * n : (i + 1) * n]) for i in range(len(prompts))]
-
-    def _kl(self, step: int) -> Tensor:
-        """KL(steered || base) at some tokens of one neutral passage, mean in nats a token."""
-        rng = random.Random(f"{self.seed}:{step}:neutral")
-        text = self.texts[rng.randrange(len(self.texts))]
-        key = f"\0neutral:{text}"
-        if key not in self.cache:
-            ids = self.model.tokens([text])[0][: self.model.context]
-            with torch.no_grad(), self.model.unsteered():
-                hidden, lower = self._base([ids])
-            below = None if lower is None else lower[0].clone()
-            item = Item(key, (), "", "", False)
-            self.cache[key] = _Cached(Encoded(ids, ()), item, (below,), hidden[0].clone(), hidden.new_zeros(()))
-        c = self.cache[key]
-        run = self._runner(Flat((c.encoded.prompt,), (), (), ()), c.rows)
-        hidden = run([0])[0]
-        n = len(c.encoded.prompt)
-        at = torch.tensor(sorted(rng.sample(range(n), min(self.s.kl_positions, n))), device=self.model.device)
-        logp, logq = self.readout(hidden[at]).log_softmax(-1), self.readout(c.logp[at]).log_softmax(-1)
-        return (logp.exp() * (logp - logq)).sum(-1).mean()
 
     # -- the loop
 
@@ -398,33 +456,32 @@ class _Run:
         """Gradients of one step, part by part; returns its figures."""
         rng = random.Random(f"{self.seed}:{step}")
         concepts = rng.sample(sorted(groups), min(self.s.concepts_per_step, len(groups)))
+        # The position guard compares with the base item by item.
+        prepare = self._with_base if self.listed else self._encoded
         drawn = [
-            self._remember([i for t in rng.sample(groups[o], min(self.s.templates_per_step, len(groups[o]))) for i in t])
+            prepare([i for t in rng.sample(groups[o], min(self.s.templates_per_step, len(groups[o]))) for i in t])
             for o in concepts
         ]
-        guard = self._remember(rng.sample(clear, min(self.s.unambiguous_per_step, len(clear))))
+        guard = self._with_base(rng.sample(clear, min(self.s.unambiguous_per_step, len(clear))))
+        windows = rng.sample(self.windows, min(self.s.kl_windows, len(self.windows)))
         parts = min(self.s.accumulate, max(1, len(drawn)))
         figures: dict[str, float] = {}
         for n in range(parts):
-            mine, watched = drawn[n::parts], guard[n::parts]
+            mine, watched, read = drawn[n::parts], guard[n::parts], windows[n::parts]
             share = len(mine) / len(drawn)
-            with self._attached():
-                if self.s.mode == "exact":
-                    loss, seen = self._loss(mine, watched)
-                else:
-                    loss, seen = self._sampled_loss(mine, step * parts + n)
-                    if watched:
-                        extra, more = self._loss([], watched)
-                        loss, seen = loss + extra, seen | more
-                # Inside: activation checkpointing computes the blocks, hooks and all, once more.
+            if self.s.mode == "exact":
+                loss, seen = self._loss(mine, watched, read)
+            else:
+                loss, seen = self._sampled_loss(mine, step * parts + n)
+                if watched or read:
+                    extra, more = self._loss([], watched, read)
+                    loss, seen = loss + extra, seen | more
+            # Attached again: activation checkpointing computes the blocks, hooks and all, once more.
+            with self._attached() if self.s.checkpointing else nullcontext():
                 (share * loss).backward()
             for key, value in {"loss": float(loss.detach()), **seen}.items():
                 figures[key] = figures.get(key, 0.0) + share * value
-        if math.isfinite(self.s.kl_budget):
-            with self._attached():
-                kl = self._kl(step)
-                (self.beta * kl).backward()
-            figures["kl"] = float(kl.detach())
+        if "kl" in figures:
             over = figures["kl"] / max(self.s.kl_budget, 1e-9) - 1.0
             self.beta = min(100.0, max(0.01, self.beta * math.exp(DUAL_RATE * max(-1.0, min(1.0, over)))))
         return figures
@@ -440,14 +497,14 @@ class _Run:
         chosen = self.validation[:: max(1, len(self.validation) // VALIDATION_AT_MOST)]
         if not chosen or self.reward is not None:
             return {}
-        cached = self._remember(chosen)
+        cached = self._with_base(chosen)
         groups = [[c for c in cached if c.item.ambiguous and c.item.concept == o] for o, _ in by_concept(chosen)]
         groups = [g for g in groups if g]
         ordered = [c for g in groups for c in g] + [c for c in cached if not c.item.ambiguous]
         found: list[Tensor] = []
         with self._attached():
             for start in range(0, len(ordered), 256):
-                found += [x.logp for x in self._scores(ordered[start : start + 256])]
+                found += [x.logp for x in self._scores(ordered[start : start + 256])[0]]
         logp = pad_sequence(found, batch_first=True, padding_value=-math.inf)
         batch = _Batch(ordered, [len(g) for g in groups], logp)
         figures = {f"validation_{k}": float(v) for k, v in batch.falls().items() if v is not None}
@@ -545,59 +602,75 @@ class _State:
 class _Batch:
     """Items with their steered scores: ambiguous ones by concept first, then unambiguous ones."""
 
-    def __init__(self, cached: Sequence[_Cached], sizes: Sequence[int], logp: Tensor) -> None:
-        self.cached, self.sizes, self.logp = cached, sizes, logp
+    def __init__(self, known: Sequence[_Known], sizes: Sequence[int], logp: Tensor) -> None:
+        self.known, self.sizes, self.logp = known, sizes, logp
         self.ambiguous = sum(sizes)
         self.p = logp.softmax(-1)
-        before = pad_sequence([c.logp for c in cached], batch_first=True, padding_value=-math.inf)
-        self.before = nn.functional.pad(before, (0, logp.shape[1] - before.shape[1]), value=-math.inf)
-        self.p_before = self.before.softmax(-1)
 
-    def terms(self) -> dict[str, Tensor | None]:
-        """What the loss is made of; None where the items do not define it."""
+    def terms(self, log_mass: Tensor, reference: Tensor) -> dict[str, Tensor | None]:
+        """What the loss is made of; None where the items do not define it. `reference`: the base's P(neither), log mass."""
         n = self.ambiguous
-        rise = (self._role("neither", self.p) - self._role("neither", self.p_before))[:n]
-        mass = torch.stack([c.log_mass for c in self.cached[:n]]) - self.logp[:n].logsumexp(-1) if n else None
-        fall = self._log_correct(self.before) - self._log_correct(self.logp)
+        fall = self._log_correct(self._before(slice(n, None))) - self._log_correct(self.logp[n:])
         return {
             "bias": self._bias(),
-            "neither": torch.relu(rise).mean() if n else None,
-            "mass": torch.relu(mass).mean() if mass is not None else None,
-            "unambiguous": torch.relu(fall).mean() if n < len(self.cached) else None,
+            "template": self._template_tilt(),
+            "neither": (self._role("neither")[:n] - reference[:, 0]).mean().abs() if n else None,
+            "mass": torch.relu((reference[:, 1] - log_mass[:n]).mean()) if n else None,
+            "unambiguous": torch.relu(fall).mean() if n < len(self.known) else None,
             "position": self._position_growth(),
         }
 
     def falls(self) -> dict[str, Tensor | None]:
-        """What an epoch is judged by: the bias, and by how much each guarded figure is worse than the base's."""
-        n = self.ambiguous
-        correct = self._role("correct", self.p_before)[n:].mean() - self._role("correct", self.p)[n:].mean()
-        rise = self._role("neither", self.p)[:n].mean() - self._role("neither", self.p_before)[:n].mean()
+        """What a look is judged by: the bias, and by how much each guarded figure is worse than the base's."""
+        n, before = self.ambiguous, self._before(slice(None)).softmax(-1)
+        correct = (self._role("correct", before) - self._role("correct"))[n:]
+        rise = (self._role("neither") - self._role("neither", before))[:n]
         return {
             "bias": self._bias(),
-            "neither": torch.relu(rise) if n else None,
-            "unambiguous": torch.relu(correct) if n < len(self.cached) else None,
+            "neither": torch.relu(rise.mean()) if n else None,
+            "unambiguous": torch.relu(correct.mean()) if n < len(self.known) else None,
             "position": self._position_growth(),
         }
 
-    def _role(self, role: str, p: Tensor) -> Tensor:
-        return (p * self._mask(role)).sum(-1)
+    def _before(self, part: slice) -> Tensor:
+        """The base's log-probabilities of some of the items."""
+        held = [k.logp for k in self.known[part] if k.logp is not None]
+        if not held:
+            return self.logp[part]
+        before = pad_sequence(held, batch_first=True, padding_value=-math.inf)
+        return nn.functional.pad(before, (0, self.logp.shape[1] - before.shape[1]), value=-math.inf)
+
+    def _template_tilt(self) -> Tensor | None:
+        """Mean over the templates at hand of the squared mean of P(pro) - P(anti), signed by group where groups are named."""
+        if not self.ambiguous:
+            return None
+        names = [k.item.template for k in self.known[: self.ambiguous]]
+        place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        index = torch.tensor([place[name] for name in names], device=self.p.device)
+        sign = torch.tensor([_orientation(k.item) for k in self.known[: self.ambiguous]], device=self.p.device)
+        shift = sign * (self._role("pro") - self._role("anti"))[: self.ambiguous]
+        count = torch.bincount(index, minlength=len(place))
+        means = torch.zeros(len(place), device=self.p.device).index_add(0, index, shift) / count
+        return means.pow(2).mean()
+
+    def _role(self, role: str, p: Tensor | None = None) -> Tensor:
+        return ((self.p if p is None else p) * self._mask(role)).sum(-1)
 
     def _mask(self, role: str) -> Tensor:
         width = self.logp.shape[1]
-        rows = [[float(o.role == role) for o in c.item.options] for c in self.cached]
+        rows = [[float(o.role == role) for o in k.item.options] for k in self.known]
         return torch.tensor([r + [0.0] * (width - len(r)) for r in rows], device=self.logp.device)
 
     def _log_correct(self, logp: Tensor) -> Tensor:
-        n = self.ambiguous
-        correct = self._mask("correct")[n:].bool()
-        return logp[n:].log_softmax(-1).masked_fill(~correct, -math.inf).logsumexp(-1)
+        correct = self._mask("correct")[self.ambiguous :].bool()
+        return logp.log_softmax(-1).masked_fill(~correct, -math.inf).logsumexp(-1)
 
     def _bias(self) -> Tensor | None:
         """Mean over concepts of |P(pro) - P(anti)|, or of max - min over groups where items offer more than two."""
-        shift = (self._role("pro", self.p) - self._role("anti", self.p))[: self.ambiguous].split(list(self.sizes))
+        shift = (self._role("pro") - self._role("anti"))[: self.ambiguous].split(list(self.sizes))
         found, start = [], 0
         for part, size in zip(shift, self.sizes, strict=True):
-            members = self.cached[start : start + size]
+            members = self.known[start : start + size]
             groups = sorted({o.group for c in members for o in c.item.options if o.group is not None})
             if any(len({o.group for o in c.item.options} - {None}) > 2 for c in members):
                 found.append(self._spread(start, members, groups))
@@ -606,7 +679,7 @@ class _Batch:
             start += size
         return torch.stack(found).mean() if found else None
 
-    def _spread(self, start: int, members: Sequence[_Cached], groups: Sequence[str]) -> Tensor:
+    def _spread(self, start: int, members: Sequence[_Known], groups: Sequence[str]) -> Tensor:
         means = []
         for group in groups:
             offered = [
@@ -620,16 +693,16 @@ class _Batch:
     def _position_growth(self) -> Tensor | None:
         """Growth of |mean P(listed first) - P(listed last)| over the base's, on items that list their options."""
         ends = []
-        for n, c in enumerate(self.cached):
-            places = [o.position for o in c.item.options]
-            known = [p for p in places if p is not None]
-            if len(known) == len(places) and len(set(known)) > 1:
-                ends.append((n, places.index(min(known)), places.index(max(known))))
-        if not ends:
+        for n, k in enumerate(self.known):
+            places = [o.position for o in k.item.options]
+            if _listed(k.item):
+                order = sorted(range(len(places)), key=lambda i: places[i] or 0)
+                ends.append((n, order[0], order[-1]))
+        if not ends or any(k.logp is None for k in self.known):
             return None
         row, first, last = torch.tensor(ends, device=self.p.device).unbind(1)
-        now = (self.p[row, first] - self.p[row, last]).mean()
-        base = (self.p_before[row, first] - self.p_before[row, last]).mean()
+        before = self._before(slice(None)).softmax(-1)
+        now, base = ((p[row, first] - p[row, last]).mean() for p in (self.p, before))
         return torch.relu(now.abs() - base.abs())
 
 
@@ -677,11 +750,31 @@ def _templates(members: Sequence[Item]) -> list[list[Item]]:
     return list(groups.values())
 
 
-def _rows_per_item(encoded: Sequence[Encoded]) -> list[int]:
-    return [max(1, sum(len(o) > 1 for o in e.options)) for e in encoded]
+def _rows(encoded: Encoded) -> int:
+    """Rows that an item takes in a flat layout."""
+    return max(1, sum(len(o) > 1 for o in encoded.options))
 
 
-def _majority_rewards(group: Sequence[_Cached], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+def _listed(item: Item) -> bool:
+    """Whether the prompt lists or mentions all options, at places of their own."""
+    places = {o.position for o in item.options}
+    return None not in places and len(places) > 1
+
+
+def _orientation(item: Item) -> float:
+    """1 or -1, so that P(pro) - P(anti) times it is about the same two groups in every item that names groups."""
+    pro = next((o.group for o in item.options if o.role == "pro"), None)
+    anti = next((o.group for o in item.options if o.role == "anti"), None)
+    return -1.0 if pro is not None and anti is not None and pro > anti else 1.0
+
+
+def _share(known: _Known, role: str) -> float:
+    assert known.logp is not None
+    p = known.logp.softmax(0)
+    return sum(float(v) for v, o in zip(p, known.item.options, strict=True) if o.role == role)
+
+
+def _majority_rewards(group: Sequence[_Known], answers: Sequence[Sequence[str]]) -> list[list[float]]:
     """-1 for the concept's majority outcome among the answers, +1 for the other, 0 for neither or a tie."""
     outcomes = [[outcome(c.item, a) for a in some] for c, some in zip(group, answers, strict=True)]
     flat = [o for some in outcomes for o in some]

@@ -8,19 +8,24 @@ they-form is left out, because it is not wrong for a named person.
 
 Three cases (he/she, his/her, him/her) and three data files in our own words, none of which runs anything:
 `data/occupations.csv` (shares and where each was looked up), `data/pronoun_templates.tsv` (wordings), and
-the names below. The split is part of the data, not drawn: an item exists only where its occupation and its
-wording fell into the same split, so that nothing tested, whether occupation, wording or name, was trained on.
+the names below. The split is part of the data, not drawn: both files have a `split` column, so that an
+addition never moves what is there, and an item exists only where its occupation and its wording are in the same
+split, so that nothing tested, whether occupation, wording or name, was trained on.
+
+Training draws from every occupation crossed with every wording of its split. Validation and test are evaluated
+whole and often, so each of their occupations meets a fixed, balanced part of the wordings (see `_met`).
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Literal
+from typing import Literal, cast
 
 from trimtab.types import SPLITS, Item, Option, Role, Split, Task
 
@@ -64,13 +69,10 @@ NAMES: dict[Split, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Women's and men's names of each split; no name is in two splits."""
 
-# Dealing patterns: T train, E test, V validation. Interleaved, so that every stretch of a sorted list, and
-# not only the whole, falls about 55 / 30 / 15; the template patterns are as long as one case's list.
-_DEAL_OCCUPATIONS = "TETVTETTETTETVTETTVE"
-_DEAL_FAMILIES = "TETVTETTETTETVTETTVE"
-_DEAL_AMBIGUOUS = "TETEVTETTETVTETTETVTETTV"
-_DEAL_UNAMBIGUOUS = "TETTETVTETTETVTE"
-_LETTERS: dict[str, Split] = {"T": "train", "E": "test", "V": "validation"}
+# How many ambiguous wordings of each case an occupation meets; a split that is not here is crossed in full.
+# Wordings, not items, are what an interval rests on: many wordings with part of the occupations each say more
+# than few wordings with all of them, at the same cost.
+_AMBIGUOUS_PER_CASE: dict[Split, int] = {"validation": 4, "test": 7}
 
 # Unambiguous items are a guard and a check, not the lesson: crossing everything would double the work of
 # every evaluation and add little, since more of the same wordings are not new evidence.
@@ -128,54 +130,34 @@ def load(seed: int | None = None) -> Task:
     for split in SPLITS:
         jobs = [o for o in occupations() if o.split == split]
         mine = [t for t in templates() if t.split == split]
-        items += [_ambiguous_item(o, t) for o in jobs for t in mine if t.ambiguous]
+        met = _met(split, jobs, [t for t in mine if t.ambiguous])
+        items += [_ambiguous_item(o, t) for o in jobs for t in met[o.name]]
         items += _unambiguous_items(split, jobs, [t for t in mine if not t.ambiguous])
     return Task(name="pronoun", items=tuple(items), division=_division(items), seed=None)
 
 
 @cache
 def occupations() -> tuple[Occupation, ...]:
-    """Every occupation with its split, in the data file's order.
-
-    Families of one and families of several are each sorted by share of women and dealt in a fixed pattern.
-    Separately, because a large family moves a split's mean and would otherwise fall anywhere in the pattern.
-    """
-    rows = _read("occupations.csv", ",")
-    families: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        families.setdefault(row["family"], []).append(row)
-
-    def mean(family: str) -> tuple[float, str]:
-        shares = [float(row["women_percent"]) for row in families[family]]
-        return sum(shares) / len(shares), family
-
-    alone = sorted((f for f in families if len(families[f]) == 1), key=mean)
-    together = sorted((f for f in families if len(families[f]) > 1), key=mean)
-    splits = _deal(alone, _DEAL_OCCUPATIONS) | _deal(together, _DEAL_FAMILIES)
+    """Every occupation with its split, in the data file's order."""
     return tuple(
         Occupation(
-            row["occupation"],
-            float(row["women_percent"]),
-            row["source_title"],
-            row["source"],
-            row["family"],
-            splits[row["family"]],
+            r["occupation"],
+            float(r["women_percent"]),
+            r["source_title"],
+            r["source"],
+            r["family"],
+            cast(Split, r["split"]),
         )
-        for row in rows
+        for r in _read("occupations.csv", ",")
     )
 
 
 @cache
 def templates() -> tuple[Template, ...]:
-    """Every wording with its split, by case, each case dealt in the data file's order."""
+    """Every wording with its split, by case, each case in the data file's order."""
     rows = _read("pronoun_templates.tsv", "\t")
-    splits: dict[str, Split] = {}
-    for case in PRONOUNS:
-        for ambiguous, pattern in ((True, _DEAL_AMBIGUOUS), (False, _DEAL_UNAMBIGUOUS)):
-            ids = [r["id"] for r in rows if r["case"] == case and (r["kind"] == "ambiguous") is ambiguous]
-            splits |= _deal(ids, pattern)
     return tuple(
-        Template(r["id"], case, r["kind"], r["text"], splits[r["id"]])
+        Template(r["id"], case, r["kind"], r["text"], cast(Split, r["split"]))
         for case in PRONOUNS
         for r in rows
         if r["case"] == case
@@ -191,11 +173,33 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
+def _met(split: Split, jobs: list[Occupation], mine: list[Template]) -> dict[str, list[Template]]:
+    """The ambiguous wordings that each occupation meets, in their order, keyed by the occupation's name.
+
+    Occupations take turns by share of women, and each takes, of every case, the wordings that were taken least
+    so far. So each occupation meets equally many, each wording is met about equally often, and neighbours in
+    share get different wordings, so that every wording meets the whole range of shares. Among equals a hash of
+    the two decides: without it, the same blocks of wordings would always go together.
+    """
+    count = _AMBIGUOUS_PER_CASE.get(split)
+    if count is None:
+        return {o.name: mine for o in jobs}
+    taken: Counter[str] = Counter()
+    met: dict[str, list[Template]] = {}
+    for occupation in sorted(jobs, key=lambda o: (o.women_percent, o.name)):
+        lots = {t.id: hashlib.sha256(f"{occupation.name}/{t.id}".encode()).digest() for t in mine}
+        chosen: set[str] = set()
+        for case in PRONOUNS:
+            ids = [t.id for t in mine if t.case == case]
+            chosen.update(sorted(ids, key=lambda i: (taken[i], lots[i]))[:count])
+        taken.update(chosen)
+        met[occupation.name] = [t for t in mine if t.id in chosen]
+    return met
+
+
 def _ambiguous_item(occupation: Occupation, template: Template) -> Item:
     he, she, they = PRONOUNS[template.case]
-    role: dict[str, Role] = {
-        group: "pro" if group == occupation.stereotype else "anti" for group in ("men", "women")
-    }
+    role: dict[str, Role] = {group: "pro" if group == occupation.stereotype else "anti" for group in ("men", "women")}
     return Item(
         id=f"pronoun/{template.split}/amb/{_slug(occupation.name)}/{template.id}",
         options=(
@@ -259,10 +263,6 @@ def _slug(occupation: str) -> str:
     return occupation.replace(" ", "-")
 
 
-def _deal(names: list[str], pattern: str) -> dict[str, Split]:
-    return {name: _LETTERS[pattern[i % len(pattern)]] for i, name in enumerate(names)}
-
-
 def _read(file: str, delimiter: str) -> list[dict[str, str]]:
     text = resources.files(__package__).joinpath("data").joinpath(file).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines(), delimiter=delimiter))
@@ -272,12 +272,17 @@ def _division(items: list[Item]) -> str:
     jobs = Counter(o.split for o in occupations())
     wordings = Counter(t.split for t in templates() if t.ambiguous)
     counts = Counter((i.split, i.ambiguous) for i in items)
+    met = {
+        split: sorted(set(Counter(i.concept for i in items if i.split == split and i.ambiguous).values()))
+        for split in SPLITS
+    }
     parts = (
-        f"{split} {jobs[split]} occupations x {wordings[split]} ambiguous wordings = {counts[split, True]} "
-        f"items, and {counts[split, False]} unambiguous items"
+        f"{split} {jobs[split]} occupations x {' or '.join(map(str, met[split]))} of {wordings[split]} ambiguous "
+        f"wordings = {counts[split, True]} items, and {counts[split, False]} unambiguous items"
         for split in SPLITS
     )
     return (
-        "fixed: occupations (families together) and wordings are each dealt to one split, and an item exists "
-        "only where both fell into the same one; " + "; ".join(parts)
+        "fixed: the data files put each occupation (families together) and each wording in one split, and an item "
+        "exists only where both are in the same one; where an occupation meets only some wordings, which ones is "
+        "fixed too, and balanced; " + "; ".join(parts)
     )
