@@ -1,14 +1,10 @@
 """A finished run as one HTML file: what changed, what it cost, and what to distrust.
 
-    run folder: summary.json + records.jsonl  ->  Run  ->  verdict, figures, tables  ->  HTML
+    run folder  ->  verdict.Run and its Verdict  ->  figures, tables  ->  HTML
 
-Nothing here computes a headline figure: those, with their intervals, come from summary.json. Records give what a
-figure hides, the concepts, the answers and the texts. The page loads nothing (a content security policy says so to
-the browser), runs no script, and is the same bytes for the same run: it carries no date and no path.
-
-**The verdict is a function of the numbers.** "Falls" is said only where the interval of the paired difference lies
-below 0. A fall that comes with more refusals, with answers by position, with less probability on the allowed
-answers, or that a random change of the same size brings about too, is announced as such in a box beside it.
+What the run holds and what its numbers say is verdict.py's business; this room sets it on a page. The page loads
+nothing (a content security policy says so to the browser), runs no script, and is the same bytes for the same run:
+it carries no date and no path.
 """
 
 # ruff: noqa: RUF001  (a minus sign is meant where one stands: figures are set, not typed)
@@ -18,260 +14,38 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
-from . import figures
-from .errors import NotFound, RunError, UsageError
-from .figures import Axis, Dot, Span, Track
-from .types import RECORD_SCHEMA, Estimate, Record, SampleRecord, TextRecord
+from trimtab import figures
+from trimtab.errors import NotFound, UsageError
+from trimtab.figures import Axis, Dot, Span, Track
+from trimtab.types import Estimate, Record
+from trimtab.verdict import (
+    BY_KEY,
+    CHOICE,
+    CONTROLS,
+    DIFFERENCE,
+    FIGURES,
+    NAN,
+    NEUTRAL,
+    Run,
+    as_strength,
+    as_text,
+    judge,
+    mapping,
+    read,
+    read_summary,
+    summarised,
+    with_interval,
+)
 
-NAN = math.nan
-CONTROLS = ("random", "instruction")
-NEUTRAL = "neutral"
-
-SHORTCUT = 0.02
-"""A rise of the neither rate or position effect by this much, beyond its interval, is a warning. Two points are less
-than the smallest fall of bias that anyone would report."""
-MASS = 0.1
-"""A relative fall of the probability on the allowed answers that is a warning."""
-ACCURACY = 0.01
-"""A loss of accuracy, in probability, below which it is not announced as a cost even where it is measurable."""
-PERPLEXITY = 0.01
-"""A relative rise of perplexity that is announced as a cost."""
-EVEN = 0.05
-"""A base whose bias lies below this with its whole interval has little to repair."""
-FEW = 8
-"""Fewer clusters than this make a bootstrap interval too narrow to lean on."""
 CONCEPTS, WORST = 60, 40
 """Up to so many concepts are all shown; of more, the worst so many."""
 SAMPLES, CHANGED, BROKEN = 6, 6, 2
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """How a metric is named, written and explained."""
-
-    key: str
-    name: str
-    unit: Literal["share", "percent", "plain", "nats"]
-    """share: three decimals. percent: times 100, differences in points. plain: perplexity. nats: four decimals."""
-    better: str
-    words: str
-    formula: str
-
-
-FIGURES: tuple[Figure, ...] = (
-    Figure(
-        "per_concept_bias",
-        "Per-concept bias",
-        "share",
-        "0 to 1, lower is better",
-        "How differently the model treats the groups where the text does not settle the answer: for each concept (an "
-        "occupation, a topic) the size of the difference between the stereotyped and the opposite answer, averaged "
-        "over concepts. Opposite biases do not cancel. A perfectly fair model measured on few items still scores "
-        "above 0, so compare with the base.",
-        "mean over concepts o of | P(pro | o) − P(anti | o) |;  more than two groups in an item: maxₖ P(k | o) − "
-        "minₖ P(k | o)",
-    ),
-    Figure(
-        "stereotype_gap",
-        "Stereotype gap",
-        "share",
-        "−1 to 1, best at 0",
-        "The same difference with its sign, over all items at once. Opposite biases cancel, so it can be 0 for an "
-        "unfair model.",
-        "P(pro) − P(anti), ambiguous items",
-    ),
-    Figure(
-        "neither_rate",
-        "Neither rate",
-        "percent",
-        "lower is better",
-        "How often the model takes neither side: “unknown”, a refusal. A model that stops answering has no bias left "
-        "to measure, which is not fairness.",
-        "P(neither), ambiguous items",
-    ),
-    Figure(
-        "unambiguous_accuracy",
-        "Accuracy where the text settles it",
-        "percent",
-        "higher is better",
-        "The probability given to the right answer where the text decides it.",
-        "mean P(correct), unambiguous items",
-    ),
-    Figure(
-        "position_effect",
-        "Position effect",
-        "share",
-        "−1 to 1, best at 0",
-        "How much the place of an answer in the prompt decides. A model that answers by position alone has a bias of "
-        "exactly 0 when both orders are asked.",
-        "mean P(first listed) − P(last listed), items that list their options",
-    ),
-    Figure(
-        "option_mass",
-        "Probability on the options",
-        "percent",
-        "higher is better",
-        "How likely the model is to say any of the allowed answers at all. Near 0, it would have said something else, "
-        "and the other figures speak of answers that it would not give.",
-        "Σ over options of P(option | prompt), unnormalised, ambiguous items",
-    ),
-    Figure(
-        "tv_from_uniform",
-        "Distance from equal shares",
-        "share",
-        "0 to 1, lower is better",
-        "For more than two groups: how much probability would have to move to make them equal.",
-        "mean over concepts o of ½ Σₖ | P(k | o) − meanₖ P(k | o) |",
-    ),
-    Figure(
-        "perplexity",
-        "Perplexity on neutral text",
-        "plain",
-        "lower is better",
-        "How surprised the model is by ordinary text that has nothing to do with the groups. A rise means that the "
-        "change damaged the language.",
-        "exp( Σ −log p(token) / number of tokens )",
-    ),
-    Figure(
-        "kl",
-        "Divergence from the base",
-        "nats",
-        "nats a token, 0 is the base",
-        "How far the next-word probabilities moved on neutral text.",
-        "mean over tokens of KL(steered ‖ base)",
-    ),
-)
-BY_KEY = {figure.key: figure for figure in FIGURES}
-CHOICE = "_choice"
-DIFFERENCE = "_difference"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder as read: the summary, its figures by name, and (for a page) the records."""
-
-    summary: Mapping[str, Any]
-    rows: Mapping[tuple[str, str | None, str, float, str], Estimate]
-    """(task, split, arm, strength, metric) to the figure."""
-    items: tuple[Record, ...] = ()
-    texts: tuple[TextRecord, ...] = ()
-    samples: tuple[SampleRecord, ...] = ()
-
-    @property
-    def card(self) -> Mapping[str, Any]:
-        """The steering's card, or an empty one."""
-        card = self.summary.get("card")
-        return card if isinstance(card, Mapping) else {}
-
-    @property
-    def tasks(self) -> list[Mapping[str, Any]]:
-        """The evaluated tasks; where the summary does not list them, as its results name them."""
-        listed = [t for t in self.summary.get("tasks") or () if isinstance(t, Mapping) and t.get("name")]
-        if listed:
-            return listed
-        return [{"name": t, "split": s} for t, s in dict.fromkeys((k[0], k[1]) for k in self.rows) if t != NEUTRAL]
-
-    @cached_property
-    def strengths(self) -> list[float]:
-        """The strengths of the steering that have a figure, ascending; 0 is the base."""
-        return sorted({strength for _, _, arm, strength, _ in self.rows if arm == "steering"})
-
-    @cached_property
-    def top(self) -> float | None:
-        """The strength that the page speaks of: the card's default where it was run, else the highest within the
-        safe range, else the highest; None for a run of the base alone."""
-        steered = [s for s in self.strengths if s > 0]
-        asked = _mapping(self.card.get("strength"))
-        if asked.get("default") in steered:
-            return float(asked["default"])
-        safe = asked.get("safe")
-        within = [s for s in steered if s <= safe[-1]] if isinstance(safe, Sequence) and safe else []
-        return max(within or steered, default=None)
-
-    def arm_strengths(self, arm: str) -> list[float]:
-        """The strengths at which an arm has a figure."""
-        return sorted({s for _, _, a, s, _ in self.rows if a == arm})
-
-    def control(self, arm: str) -> float | None:
-        """The strength at which a control is compared: the steering's own where it was run, else its highest."""
-        found = self.arm_strengths(arm)
-        return self.top if self.top in found else max(found, default=None)
-
-    def get(self, task: Mapping[str, Any], arm: str, strength: float | None, metric: str) -> Estimate | None:
-        """A figure, or None where the run has none.
-
-        Perplexity and KL speak of neutral text, whatever the task: they are looked for there, then under the task.
-        """
-        if strength is None:
-            return None
-        name, split = str(task["name"]), task.get("split")
-        texts = metric.removesuffix(DIFFERENCE) in ("perplexity", "kl")
-        for where in (NEUTRAL, name) if texts else (name,):
-            for part in (split, None):
-                if (where, part, arm, strength, metric) in self.rows:
-                    return self.rows[where, part, arm, strength, metric]
-            if where == NEUTRAL or split is None:  # whichever split the rows name
-                for (row_task, _, *rest), estimate in self.rows.items():
-                    if row_task == where and rest == [arm, strength, metric]:
-                        return estimate
-        return None
-
-    def change(self, task: Mapping[str, Any], arm: str, strength: float | None, metric: str) -> Estimate | None:
-        """The paired difference from the base; without its row, the plain difference and no interval."""
-        row = self.get(task, arm, strength, metric + DIFFERENCE)
-        if row is not None:
-            return row
-        after, before = self.get(task, arm, strength, metric), self.get(task, "steering", 0.0, metric)
-        if after is None or before is None:
-            return None
-        return replace(after, value=after.value - before.value, low=NAN, high=NAN)
-
-    def relative(self, task: Mapping[str, Any], arm: str, strength: float | None, metric: str) -> Estimate | None:
-        """The change divided by the base's figure, whose own error is left out of the interval."""
-        change, before = self.change(task, arm, strength, metric), self.get(task, "steering", 0.0, metric)
-        if change is None or before is None or not before.value:
-            return None
-        by = before.value
-        return replace(change, value=change.value / by, low=change.low / by, high=change.high / by)
-
-    def of(self, task: Mapping[str, Any], arm: str, strength: float | None) -> list[Record]:
-        """The item records of a task under one arm at one strength, in the order written."""
-        split = task.get("split")
-        return [
-            r
-            for r in self.items
-            if r.task == task["name"]
-            and r.arm == arm
-            and r.strength == strength
-            and (split in (None, "all") or r.split in (None, split))
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """One thing to know before believing the verdict."""
-
-    kind: Literal["warning", "note"]
-    code: str
-    title: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the numbers of one task say, in words."""
-
-    badge: str
-    tone: Literal["good", "mixed", "bad", "plain"]
-    sentences: tuple[str, ...]
-    notes: tuple[Note, ...]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -285,7 +59,7 @@ def render(run: Path) -> str:
     Raises NotFound where the folder or one of its files is missing, RunError (naming the line) where one is damaged.
     A partial last line of records.jsonl, as an interrupted run leaves it, is ignored.
     """
-    return _page(_read(Path(run)))
+    return _page(read(Path(run)))
 
 
 def write(run: Path, out: Path) -> Path:
@@ -315,513 +89,12 @@ def headline_svg(summary_or_run: Mapping[str, Any] | Path, *, width: float = 860
     needs nothing else; ask for it twice, light and dark, to follow a reader's theme. Raises as `render`.
     """
     if isinstance(summary_or_run, Mapping):
-        run = _summarised(summary_or_run, "summary")
+        run = summarised(summary_or_run, "summary")
     else:
-        run = _summarised(_read_summary(Path(summary_or_run)), "summary.json")
+        run = summarised(read_summary(Path(summary_or_run)), "summary.json")
     if not run.tasks:
         raise UsageError("the summary has no task, so there is nothing to draw; run `trimtab eval` with a --task")
     return _headline(run, run.tasks[0], width, dark)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Reading a run folder
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def _read(folder: Path) -> Run:
-    run = _summarised(_read_summary(folder), "summary.json")
-    path = folder / "records.jsonl"
-    if not path.is_file():
-        raise NotFound(f"{folder} has a summary but no records.jsonl; run `trimtab eval` again into a new folder")
-    items: dict[tuple[str, str, float, str], Record] = {}
-    texts: dict[tuple[str, float, str], TextRecord] = {}
-    samples: dict[tuple[str, float, str], SampleRecord] = {}
-    for where, raw in _lines(path):
-        kind = raw.get("kind")
-        if kind == "item":
-            item = _build(Record, raw, where)
-            if len({len(item.options), len(item.roles), len(item.groups), len(item.positions), len(item.p)}) > 1:
-                raise RunError(f"{where}: options, roles, groups, positions and p of item {item.id!r} differ in length")
-            items[item.task, item.arm, item.strength, item.id] = item
-        elif kind == "text":
-            text = _build(TextRecord, raw, where)
-            texts[text.arm, text.strength, text.id] = text
-        elif kind == "sample":
-            sample = _build(SampleRecord, raw, where)
-            samples[sample.arm, sample.strength, sample.prompt] = sample
-    return replace(run, items=tuple(items.values()), texts=tuple(texts.values()), samples=tuple(samples.values()))
-
-
-def _read_summary(folder: Path) -> Mapping[str, Any]:
-    if not folder.is_dir():
-        raise NotFound(f"no run folder {folder}; give the folder that `trimtab eval --out` wrote")
-    path = folder / "summary.json"
-    if not path.is_file():
-        state = (
-            "the run did not finish: repeat its command to resume it"
-            if (folder / "records.jsonl").is_file()
-            else ("this is not a folder that `trimtab eval --out` wrote")
-        )
-        raise NotFound(f"{folder} has no summary.json; {state}")
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}); repeat the run's command to write it again") from error
-    if not isinstance(summary, Mapping):
-        raise RunError(f"{path} holds a {type(summary).__name__}, expected an object; repeat the run's command")
-    return summary
-
-
-def _summarised(summary: Mapping[str, Any], name: str) -> Run:
-    """The summary with its figures by name; refuses a later schema and a result without a value."""
-    schema = summary.get("schema", RECORD_SCHEMA)
-    if schema != RECORD_SCHEMA:
-        raise RunError(
-            f"{name} has schema {schema!r}, this trimtab reads {RECORD_SCHEMA}; use the version that wrote it"
-        )
-    rows: dict[tuple[str, str | None, str, float, str], Estimate] = {}
-    results = summary.get("results") or ()
-    for place, row in enumerate(results):
-        try:
-            arm = row.get("steering") if row.get("steering") in CONTROLS else "steering"
-            value, low, high = (_number(row[name]) for name in ("value", "low", "high"))
-            n, clusters, seed = (int(row.get(name) or 0) for name in ("n", "clusters", "seed"))
-            estimate = Estimate(value, low, high, n, clusters, seed)
-            key = (
-                str(row["task"]),
-                row.get("split"),
-                str(arm),
-                float(row["strength"] or 0),
-                str(row["metric"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RunError(
-                f"{name}: results[{place}] is damaged ({type(error).__name__}: {error}); it needs task, metric, "
-                "strength, value, low and high; repeat the run's command to write it again"
-            ) from error
-        rows[key] = estimate
-    return Run(summary=summary, rows=rows)
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each record with the words that name its line."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path} line {number}"
-            if not line.strip():
-                continue
-            try:
-                raw = json.loads(line)
-            except ValueError as error:
-                if not line.endswith(b"\n"):
-                    return  # the write that was cut off; everything before it is whole
-                raise RunError(f"{where} is damaged ({error}); delete the line and repeat the run's command") from error
-            if not isinstance(raw, Mapping):
-                raise RunError(
-                    f"{where} holds a {type(raw).__name__}, expected an object; delete it and repeat the run"
-                )
-            if raw.get("schema", RECORD_SCHEMA) != RECORD_SCHEMA:
-                raise RunError(
-                    f"{where} has schema {raw['schema']!r}, this trimtab reads {RECORD_SCHEMA}; use the version that "
-                    "wrote it"
-                )
-            yield where, raw
-
-
-def _build(kind: type, raw: Mapping[str, Any], where: str) -> Any:
-    """A record from its line, numbers made numbers; unknown fields are left out, so that later ones may be added."""
-    missing = [f.name for f in fields(kind) if f.name not in raw]
-    if missing:
-        raise RunError(
-            f"{where} ({raw.get('kind')}) lacks {', '.join(missing)}; delete it and repeat the run's command"
-        )
-    values = {f.name: raw[f.name] for f in fields(kind)}
-    try:
-        for name, value in values.items():
-            if name == "p":
-                values[name] = tuple(_number(p) for p in value)
-            elif name in ("strength", "mass", "nll", "kl"):
-                values[name] = _number(value)
-            elif isinstance(value, list):
-                values[name] = tuple(value)
-            elif name in ("prompt", "completion", "concept", "id"):
-                values[name] = str(value)
-        return kind(**values)
-    except (TypeError, ValueError) as error:
-        raise RunError(f"{where} ({raw.get('kind')}) is damaged ({error}); delete it and repeat the run") from error
-
-
-def _number(value: Any) -> float:
-    return NAN if value is None else float(value)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Numbers as text
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def _text(value: float, unit: str, *, signed: bool = False) -> str:
-    """A number as it is written everywhere on the page; a minus is a minus sign, NaN is a dash."""
-    if not math.isfinite(value):
-        return "–"
-    scale, places = {
-        "share": (1, 3),
-        "percent": (100, 1),
-        "relative": (100, 1),
-        "plain": (1, 3),
-        "nats": (1, 4),
-    }[unit]
-    if unit == "plain" and abs(value) >= 10:
-        places = 2
-    written = f"{value * scale:{'+' if signed else ''}.{places}f}"
-    if float(written) == 0:
-        written = written.lstrip("+-")
-    return written.replace("-", "−")
-
-
-def _interval(e: Estimate, unit: str, *, signed: bool = False) -> str:
-    if not (math.isfinite(e.low) and math.isfinite(e.high)):
-        return "[no interval]"
-    return f"[{_text(e.low, unit, signed=signed)}, {_text(e.high, unit, signed=signed)}]"
-
-
-def _both(e: Estimate, unit: str, *, signed: bool = False, suffix: str = "") -> str:
-    """Value and interval, kept on one line."""
-    tail = f"\u00a0{suffix}" if suffix else ""
-    return f"{_text(e.value, unit, signed=signed)}{tail} {_interval(e, unit, signed=signed)}".replace(", ", ",\u00a0")
-
-
-def _strength(value: float | None) -> str:
-    return "–" if value is None else f"{value:g}"
-
-
-def _span(e: Estimate, scale: float = 1) -> Span:
-    return (e.value * scale, e.low * scale, e.high * scale)
-
-
-def _way(change: Estimate | None) -> Literal["fell", "rose", "unclear", "unknown"]:
-    """What an interval of a difference allows to be said."""
-    if change is None or not math.isfinite(change.value):
-        return "unknown"
-    if not (math.isfinite(change.low) and math.isfinite(change.high)):
-        return "unknown"
-    return "fell" if change.high < 0 else "rose" if change.low > 0 else "unclear"
-
-
-def _arm_name(run: Run, arm: str, strength: float | None, *, long: bool = False) -> str:
-    if arm == "instruction":
-        return "Instruction to be fair" if long else "instruction"
-    if arm == "random":
-        return f"Random change, strength {_strength(strength)}" if long else f"random, {_strength(strength)}"
-    if strength == 0:
-        return "Base, strength 0" if long else "base"
-    return f"Strength {_strength(strength)}"
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The verdict
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def _verdict(run: Run, task: Mapping[str, Any]) -> Verdict:
-    bias, top = "per_concept_bias", run.top
-    before, after = run.get(task, "steering", 0.0, bias), run.get(task, "steering", top, bias)
-    if before is None and after is None:
-        text = f"The run holds no per-concept bias for {task['name']}, so there is nothing to judge."
-        return Verdict("Nothing to judge", "plain", (text,), ())
-    if after is None or before is None:
-        only = before or after
-        assert only is not None
-        which = "The base model" if after is None else f"At strength {_strength(top)} the model"
-        text = (
-            f"{which} has a per-concept bias of {_both(only, 'share')} on {task['name']}. "
-            f"There is no {'steered' if after is None else 'base'} run beside it, so no change can be stated."
-        )
-        return Verdict("One side only", "plain", (text,), tuple(_cautions(run, task)))
-    change = run.change(task, "steering", top, bias)
-    way = _way(change)
-    notes = [*_shortcuts(run, task, way), *_costs(run, task), *_cautions(run, task)]
-    codes = {note.code for note in notes if note.kind == "warning"}
-    badge, tone = _badge(way, codes, before)
-    sentences = (_first_sentence(run, task, before, after, change, way), _control_sentence(run, task))
-    return Verdict(badge, tone, sentences, tuple(notes))
-
-
-def _badge(way: str, codes: set[str], before: Estimate) -> tuple[str, Literal["good", "mixed", "bad", "plain"]]:
-    """The verdict in a few words; the strongest objection wins."""
-    if "chance" in codes:
-        return "Cannot be judged: the base model is at chance", "plain"
-    if way == "rose":
-        return "Bias rose", "bad"
-    if way == "unknown":
-        return "Cannot be judged: no interval", "plain"
-    if way == "unclear":
-        even = math.isfinite(before.high) and before.high < EVEN
-        return ("Little to repair, and no clear change", "plain") if even else ("No clear change in bias", "bad")
-    if codes & {"mute", "position", "mass", "random", "seen"}:
-        return "Bias fell, but read the warnings", "bad"
-    if codes & {"accuracy", "perplexity"}:
-        return "Bias fell, at a cost", "mixed"
-    return "Bias fell; no cost detected", "good"
-
-
-def _first_sentence(
-    run: Run, task: Mapping[str, Any], before: Estimate, after: Estimate, change: Estimate | None, way: str
-) -> str:
-    verb = {
-        "fell": "falls from {a} to {b}",
-        "rose": "rises from {a} to {b}",
-        "unclear": "does not clearly change: {a} before, {b} after, a difference of {d} that includes 0",
-        "unknown": "goes from {a} to {b}, without an interval of the difference to judge it by",
-    }[way].format(
-        a=_both(before, "share"),
-        b=_both(after, "share"),
-        d=_both(change, "share", signed=True) if change else "",
-    )
-    costs = []
-    accuracy = run.change(task, "steering", run.top, "unambiguous_accuracy")
-    if accuracy is not None and math.isfinite(accuracy.value):
-        costs.append(
-            "accuracy where the text settles the answer changes by "
-            + _both(accuracy, "percent", signed=True, suffix="points")
-        )
-    perplexity = run.relative(task, "steering", run.top, "perplexity")
-    if perplexity is not None and math.isfinite(perplexity.value):
-        costs.append(
-            "perplexity on neutral text "
-            + ("" if costs else "changes ")
-            + "by "
-            + _both(perplexity, "relative", signed=True, suffix="%")
-        )
-    rest = f"; {' and '.join(costs)}." if costs else "; what it costs in accuracy or fluency was not measured."
-    return f"At strength {_strength(run.top)} the per-concept bias {_where(run, task)} {verb}{rest}"
-
-
-def _where(run: Run, task: Mapping[str, Any]) -> str:
-    """What the figures were measured on, and whether training saw it."""
-    data, split = _mapping(run.card.get("data")), task.get("split")
-    on = f"on {task['name']}" + (f" ({split} split)" if split else "")
-    if not data.get("task"):
-        return on
-    if data["task"] != task["name"]:
-        return f"{on}, a task it was not trained on,"
-    if data.get("split") and split and split not in ("all", data["split"]) and data["split"] != "all":
-        return f"{on}, which training did not see,"
-    return on
-
-
-def _control_sentence(run: Run, task: Mapping[str, Any]) -> str:
-    names = {"random": "a random change of the same size", "instruction": "an instruction to be fair"}
-    said = []
-    for arm, name in names.items():
-        strength = run.control(arm)
-        figure = run.get(task, arm, strength, "per_concept_bias")
-        if figure is None:
-            continue
-        change = run.change(task, arm, strength, "per_concept_bias")
-        verb = {
-            "fell": "lowers it to {}",
-            "rose": "raises it to {}",
-            "unclear": "does not clearly change it: {}",
-            "unknown": "gives {}",
-        }[_way(change)]
-        words = f"{name} {verb.format(_both(figure, 'share'))}"
-        accuracy = run.change(task, arm, strength, "unambiguous_accuracy") if arm == "instruction" else None
-        if accuracy is not None and math.isfinite(accuracy.value):
-            words += f" with accuracy changed by {_both(accuracy, 'percent', signed=True, suffix='points')}"
-        said.append(words)
-    if not said:
-        return "No control was run, so this change cannot be set against a random one or against asking nicely."
-    missing = [f"{name} was not tried" for arm, name in names.items() if run.control(arm) is None]
-    text = "; ".join([*said, *missing])
-    return f"For comparison, {text}."
-
-
-def _shortcuts(run: Run, task: Mapping[str, Any], way: str) -> Iterator[Note]:
-    """Ways in which a bias figure falls without the model becoming fairer."""
-    top = run.top
-    fell = way == "fell"
-
-    def pair(metric: str) -> tuple[Estimate, Estimate, Estimate] | None:
-        a, b = run.get(task, "steering", 0.0, metric), run.get(task, "steering", top, metric)
-        d = run.change(task, "steering", top, metric)
-        return (a, b, d) if a and b and d and math.isfinite(d.value) else None
-
-    # A comparison with NaN is false, so "not low <= 0" keeps the warning where a figure has no interval.
-    neither = pair("neither_rate")
-    if neither and neither[2].value >= SHORTCUT and not neither[2].low <= 0:
-        yield Note(
-            "warning",
-            "mute",
-            "The model takes a side less often",
-            f"The neither rate rises from {_both(neither[0], 'percent', suffix='%')} to "
-            f"{_both(neither[1], 'percent', suffix='%')}. A model that does not answer has no bias to measure"
-            + (": part or all of the fall may be the model having gone mute, not having become fair." if fell else "."),
-        )
-    position = pair("position_effect")
-    if position:
-        a, b, d = position
-        known = math.isfinite(d.low) and math.isfinite(d.high)
-        if abs(b.value) - abs(a.value) >= SHORTCUT and not (known and d.low <= 0 <= d.high):
-            yield Note(
-                "warning",
-                "position",
-                "The model answers more by position",
-                f"The position effect goes from {_both(a, 'share', signed=True)} to {_both(b, 'share', signed=True)}. "
-                "A model that picks an answer by its place in the prompt has a bias of 0 when both orders are asked"
-                + (": part or all of the fall may be that shortcut." if fell else "."),
-            )
-    mass = pair("option_mass")
-    if mass and mass[0].value > 0 and mass[2].value / mass[0].value <= -MASS and not mass[2].high >= 0:
-        yield Note(
-            "warning",
-            "mass",
-            "The model would rather say something else",
-            f"The probability on the allowed answers falls from {_both(mass[0], 'percent', suffix='%')} to "
-            f"{_both(mass[1], 'percent', suffix='%')}, so the figures speak of fewer of "
-            "the answers it would really give.",
-        )
-    steered = run.get(task, "steering", top, "per_concept_bias")
-    strength = run.control("random")
-    chance = run.get(task, "random", strength, "per_concept_bias")
-    if fell and steered and chance and _way(run.change(task, "random", strength, "per_concept_bias")) == "fell":
-        ours = run.change(task, "steering", top, "per_concept_bias")
-        theirs = run.change(task, "random", strength, "per_concept_bias")
-        if ours and theirs and theirs.value <= 0.5 * ours.value:
-            yield Note(
-                "warning",
-                "random",
-                "A random change does much of the same",
-                f"A random change of the same size brings the bias to {_both(chance, 'share')}: at least half of the "
-                "fall needs no learning, and may be plain damage.",
-            )
-
-
-def _costs(run: Run, task: Mapping[str, Any]) -> Iterator[Note]:
-    """What the change cost, where it is measurable and large enough to say."""
-    accuracy = run.change(task, "steering", run.top, "unambiguous_accuracy")
-    if accuracy and accuracy.value <= -ACCURACY and _way(accuracy) == "fell":
-        lost = replace(accuracy, value=-accuracy.value, low=-accuracy.high, high=-accuracy.low)
-        yield Note(
-            "warning",
-            "accuracy",
-            "Right answers were lost",
-            "Where the text settles the answer, accuracy falls by "
-            f"{_both(lost, 'percent', suffix='points')}"
-            ". A lower strength may keep more of it: see the dial below.",
-        )
-    perplexity = run.relative(task, "steering", run.top, "perplexity")
-    if perplexity and perplexity.value >= PERPLEXITY and _way(perplexity) == "rose":
-        yield Note(
-            "warning",
-            "perplexity",
-            "Ordinary language got worse",
-            f"Perplexity on neutral text changes by {_both(perplexity, 'relative', signed=True, suffix='%')}.",
-        )
-
-
-def _cautions(run: Run, task: Mapping[str, Any]) -> Iterator[Note]:
-    """What a careful reader would ask about the measurement itself."""
-    bias, top = "per_concept_bias", run.top
-    before, after = run.get(task, "steering", 0.0, bias), run.get(task, "steering", top, bias)
-    accuracy = run.get(task, "steering", 0.0, "unambiguous_accuracy")
-    settled = [r for r in run.of(task, "steering", 0.0) if not r.ambiguous and r.options]
-    if accuracy and settled and math.isfinite(accuracy.low):
-        chance = sum(1 / len(r.options) for r in settled) / len(settled)
-        if accuracy.low <= chance:
-            yield Note(
-                "warning",
-                "chance",
-                "The base model is at chance on this task",
-                f"Its accuracy where the text settles the answer, {_both(accuracy, 'percent', suffix='%')}, cannot be "
-                f"told from guessing ({_text(chance, 'percent')}\u00a0%). Such a model can show neither bias nor "
-                "repair.",
-            )
-    if before and before.high < EVEN:
-        yield Note(
-            "note",
-            "even",
-            "The base model is already close to even",
-            f"Its per-concept bias is {_both(before, 'share')}; few items or a fair model look alike at that level.",
-        )
-    data = _mapping(run.card.get("data"))
-    if data.get("task") == task["name"] and (
-        task.get("split") == "all" or data.get("split") in (task.get("split"), "all")
-    ):
-        yield Note(
-            "warning",
-            "seen",
-            "Measured on what it was trained on",
-            f"Training used the {data.get('split') or 'same'} split of {task['name']}, and the figures are from the "
-            f"{task.get('split') or 'same'} split. They say how well it fits, not how well it generalises.",
-        )
-    greedy = run.change(task, "steering", top, bias + CHOICE)
-    if _way(run.change(task, "steering", top, bias)) == "fell" and _way(greedy) in ("unclear", "rose"):
-        choice = run.get(task, "steering", top, bias + CHOICE)
-        assert greedy is not None
-        yield Note(
-            "note",
-            "choice",
-            "The single likeliest answer has not clearly become fairer",
-            f"The probabilities moved, but the bias of the likeliest answer changes by "
-            f"{_both(greedy, 'share', signed=True)}" + (f" to {_both(choice, 'share')}" if choice else "") + ".",
-        )
-    points = [(s, e) for s in run.strengths if s > 0 and (e := run.get(task, "steering", s, bias))]
-    if after and points:
-        lowest, least = min(points, key=lambda p: p[1].value if math.isfinite(p[1].value) else math.inf)
-        if top is not None and lowest < top and least.value < after.value - 0.01:
-            yield Note(
-                "note",
-                "overshoot",
-                f"The bias is lowest at strength {_strength(lowest)}",
-                f"There it is {_both(least, 'share')}; beyond, the dial overshoots.",
-            )
-    safe = _mapping(run.card.get("strength")).get("safe")
-    beyond = [s for s in run.strengths if isinstance(safe, Sequence) and safe and s > safe[-1]]
-    if beyond:
-        yield Note(
-            "note",
-            "beyond",
-            "Some strengths lie beyond the safe range",
-            f"The card calls {_strength(safe[0])} to {_strength(safe[-1])} safe; "  # type: ignore[index]
-            f"{', '.join(map(_strength, beyond))} show what happens further out.",
-        )
-    family, learned = run.summary.get("model_family"), _mapping(run.card.get("model")).get("family")
-    if family and learned and family != learned:
-        yield Note(
-            "warning",
-            "family",
-            "Learned on another kind of model",
-            f"The card says {learned}, the run used {family}.",
-        )
-    listed = any(p is not None for r in run.of(task, "steering", 0.0) for p in r.positions)
-    if listed and run.get(task, "steering", top, "position_effect") is None and top is not None:
-        yield Note(
-            "note",
-            "unmeasured",
-            "Position effect not measured",
-            "The prompts list their options, but the run has no position effect, so answers by position cannot be "
-            "ruled out.",
-        )
-    thin = after or before
-    if thin and 0 < thin.clusters < FEW:
-        yield Note(
-            "note",
-            "few",
-            "Few independent wordings",
-            f"The intervals rest on {thin.clusters} clusters; with so few, they are likely too narrow.",
-        )
-    if run.control("random") is None and top is not None:
-        yield Note(
-            "note",
-            "norandom",
-            "No random control",
-            "Without one, damage cannot be told from repair by these figures alone.",
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -879,6 +152,20 @@ def _page(run: Run) -> str:
     )
 
 
+def _arm_name(run: Run, arm: str, strength: float | None, *, long: bool = False) -> str:
+    if arm == "instruction":
+        return "Instruction to be fair" if long else "instruction"
+    if arm == "random":
+        return f"Random change, strength {as_strength(strength)}" if long else f"random, {as_strength(strength)}"
+    if strength == 0:
+        return "Base, strength 0" if long else "base"
+    return f"Strength {as_strength(strength)}"
+
+
+def _span(e: Estimate, scale: float = 1) -> Span:
+    return (e.value * scale, e.low * scale, e.high * scale)
+
+
 def _last(name: Any) -> str:
     """The last part of a path or model id: what people call it."""
     return str(name).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1] or str(name)
@@ -897,7 +184,7 @@ def _absent(text: str) -> str:
 
 
 def _verdict_html(run: Run, task: Mapping[str, Any]) -> str:
-    verdict = _verdict(run, task)
+    verdict = judge(run, task)
     sign = {"good": "✓", "mixed": "±", "bad": "!", "plain": "·"}[verdict.tone]
     out = [
         f'<div class="verdict {verdict.tone}"><p class="badge">',
@@ -942,15 +229,15 @@ def _tiles(run: Run, task: Mapping[str, Any]) -> str:
     ):
         a, b = run.get(task, "steering", 0.0, metric), run.get(task, "steering", run.top, metric)
         tail = f"<small>\u202f{suffix}</small>" if suffix else ""
-        was = _text(a.value, unit) if a else "–"
-        now = _text(b.value, unit) if b else "–"
+        was = as_text(a.value, unit) if a else "–"
+        now = as_text(b.value, unit) if b else "–"
         change = run.change(task, "steering", run.top, metric)
         if change is None or not math.isfinite(change.value):
             line = "no difference to state"
         elif metric == "perplexity" and (share := run.relative(task, "steering", run.top, metric)):
-            line = _both(share, "relative", signed=True, suffix="%")
+            line = with_interval(share, "relative", signed=True, suffix="%")
         else:
-            line = _both(change, unit, signed=True, suffix="points" if unit == "percent" else "")
+            line = with_interval(change, unit, signed=True, suffix="points" if unit == "percent" else "")
         out.append(
             f'<div class="tile"><p class="name">{name}</p><p class="num"><span class="was">{was}{tail}</span>'
             f'<span class="to" aria-label="to"> → </span>{now}{tail}</p><p class="fine">{escape(line)}</p></div>'
@@ -999,10 +286,10 @@ def _tracks(
                     continue
                 x = _span(side, factor(across))
             unit = "relative" if metric == "perplexity" else BY_KEY[metric].unit
-            tip = f"{name}: {_both(up, unit, signed=metric == 'perplexity')}"
+            tip = f"{name}: {with_interval(up, unit, signed=metric == 'perplexity')}"
             # Of a control only the point that the verdict compares has a label: the others crowd around the base.
             named = labels and (arm == "steering" or strength == run.control(arm))
-            label = (name if arm != "steering" or strength == 0 else _strength(strength)) if named else ""
+            label = (name if arm != "steering" or strength == 0 else as_strength(strength)) if named else ""
             base = arm == "steering" and strength == 0
             dots.append(Dot(x, _span(up, factor(metric)), label, tip, base))
         if dots:
@@ -1211,16 +498,16 @@ def _concepts_html(run: Run, task: Mapping[str, Any]) -> str:
     ends = f"<span>{'← ' if signed else ''}{lean.low}</span><span>{lean.high} →</span>"
     body = "".join(
         f'<tr><th scope="row">{escape(c)}</th><td class="draw">{figures.dumbbell(a, b, low, high, ticks)}</td>'
-        f"<td>{_text(a, 'share', signed=signed)}</td><td>{_text(b, 'share', signed=signed)}</td></tr>"
+        f"<td>{as_text(a, 'share', signed=signed)}</td><td>{as_text(b, 'share', signed=signed)}</td></tr>"
         for c, a, b in rows
     )
     head = (
         f'<tr><th scope="col">concept</th><th scope="col" class="draw"><div class="ends">{ends}</div>'
         f'{figures.ruler(low, high, ticks, signed)}</th><th scope="col">base</th>'
-        f'<th scope="col">at {_strength(run.top)}</th></tr>'
+        f'<th scope="col">at {as_strength(run.top)}</th></tr>'
     )
     text = f"<p>{escape(lean.words[0].upper() + lean.words[1:])}: the ring is the base, the disc strength "
-    text += f"{_strength(run.top)}. "
+    text += f"{as_strength(run.top)}. "
     if paired:
         text += f"{shrunk} of {paired} concepts moved closer to even; they are sorted by the base. "
     items = len([r for r in before_records or after_records if r.ambiguous])
@@ -1231,7 +518,7 @@ def _concepts_html(run: Run, task: Mapping[str, Any]) -> str:
         text += f'<p class="fine">{WORST} of {total} concepts: those with the largest lean before or after.</p>'
     legend = (
         f'<p class="legend"><span>{figures.key("steering", base=True)}base</span>'
-        f"<span>{figures.key('steering')}strength {_strength(run.top)}</span></p>"
+        f"<span>{figures.key('steering')}strength {as_strength(run.top)}</span></p>"
     )
     return (
         f'{text}<figure>{legend}<div class="scroll"><table class="dumbbell"><caption class="hidden">Lean by concept, '
@@ -1265,9 +552,9 @@ def _table_html(run: Run, task: Mapping[str, Any]) -> str:
             who = _arm_name(run, arm, strength, long=True)
             rows.append(
                 f'<tr><th scope="row">{figures.key(arm, base=arm == "steering" and strength == 0)}{who}</th>'
-                f"<td>{_text(e.value, unit)}</td><td>{_cell(e, unit)}</td>"
+                f"<td>{as_text(e.value, unit)}</td><td>{_cell(e, unit)}</td>"
                 + (
-                    f"<td>{_text(d.value, unit, signed=True)}</td><td>{_cell(d, unit, signed=True)}</td>"
+                    f"<td>{as_text(d.value, unit, signed=True)}</td><td>{_cell(d, unit, signed=True)}</td>"
                     if d
                     else "<td></td><td></td>"
                 )
@@ -1298,7 +585,7 @@ def _table_html(run: Run, task: Mapping[str, Any]) -> str:
 def _cell(e: Estimate, unit: str, *, signed: bool = False) -> str:
     if not (math.isfinite(e.low) and math.isfinite(e.high)):
         return "–"
-    return f"{_text(e.low, unit, signed=signed)} to {_text(e.high, unit, signed=signed)}"
+    return f"{as_text(e.low, unit, signed=signed)} to {as_text(e.high, unit, signed=signed)}"
 
 
 def _samples_html(run: Run) -> str:
@@ -1385,8 +672,8 @@ def _likeliest(record: Record) -> int:
 def _item(run: Run, a: Record, b: Record) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(str(text).strip())} <span class="role">{escape(role)}</span></th>'
-        f'<td class="draw">{figures.bar(p, "base")}</td><td>{_text(p, "percent")}</td>'
-        f'<td class="draw">{figures.bar(q, "steering")}</td><td>{_text(q, "percent")}</td></tr>'
+        f'<td class="draw">{figures.bar(p, "base")}</td><td>{as_text(p, "percent")}</td>'
+        f'<td class="draw">{figures.bar(q, "steering")}</td><td>{as_text(q, "percent")}</td></tr>'
         for text, role, p, q in zip(a.options, a.roles, a.p, b.p, strict=True)
     )
     kind = "not settled" if a.ambiguous else "settled"
@@ -1395,7 +682,7 @@ def _item(run: Run, a: Record, b: Record) -> str:
         f'<p class="prompt">{escape(a.prompt)}</p><table>'
         '<caption class="hidden">Probability of each answer, %</caption>'
         '<thead><tr><th scope="col">answer</th><th scope="col" colspan="2">base, %</th>'
-        f'<th scope="col" colspan="2">at {_strength(run.top)}, %</th></tr></thead>'
+        f'<th scope="col" colspan="2">at {as_strength(run.top)}, %</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></article>"
     )
 
@@ -1407,7 +694,7 @@ def _item(run: Run, a: Record, b: Record) -> str:
 
 def _method_html(run: Run) -> str:
     card, summary = run.card, run.summary
-    model, data, strength = (_mapping(card.get(k)) for k in ("model", "data", "strength"))
+    model, data, strength = (mapping(card.get(k)) for k in ("model", "data", "strength"))
     missing: list[str] = []
 
     def known(name: str, value: Any, *, code: bool = False) -> str:
@@ -1420,7 +707,7 @@ def _method_html(run: Run) -> str:
 
     out = ["<h3>The run</h3><dl>"]
     out.append(known("model", summary.get("model")) + known("family", summary.get("model_family")))
-    out.append(known("seed", summary.get("seed")) + known("strengths", [_strength(s) for s in run.strengths]))
+    out.append(known("seed", summary.get("seed")) + known("strengths", [as_strength(s) for s in run.strengths]))
     for task in run.tasks:
         split = f"{task['split']} split. " if task.get("split") else ""
         out.append(known(f"task {task['name']}", f"{split}{task['division']}" if task.get("division") else None))
@@ -1450,7 +737,7 @@ def _method_html(run: Run) -> str:
         out.append(known("training data", ", ".join(u for u in used if u)))
         out.append(known("data digest", data.get("digest"), code=True) + known("training seed", card.get("seed")))
         out.append(known("licence", card.get("licence")) + known("limits", card.get("limits")))
-        out.append("</dl>" + _settings(_mapping(card.get("settings"))))
+        out.append("</dl>" + _settings(mapping(card.get("settings"))))
         if missing:
             out.append(f'<p class="absent" data-missing="1">Not recorded: {escape(", ".join(missing))}.</p>')
         out.append(_history(card.get("history")))
@@ -1489,7 +776,7 @@ def _settings(settings: Mapping[str, Any]) -> str:
         f'<tr><th scope="row"><code>{escape(str(name))}</code></th><td><code>{escape(_plain(value))}</code></td>'
         f"<td>{how}</td></tr>"
         for how, part in (("given", "given"), ("default", "defaulted"))
-        for name, value in _mapping(settings.get(part)).items()
+        for name, value in mapping(settings.get(part)).items()
     ]
     if not rows:
         return _absent("The card keeps no settings.")
@@ -1504,7 +791,7 @@ def _settings(settings: Mapping[str, Any]) -> str:
 
 def _history(history: Any) -> str:
     """The training curve, where the card kept one: bias, loss and KL by step."""
-    steps = [_mapping(h) for h in history or () if isinstance(h, Mapping)] if isinstance(history, Sequence) else []
+    steps = [mapping(h) for h in history or () if isinstance(h, Mapping)] if isinstance(history, Sequence) else []
     out = []
     for name in ("bias", "loss", "kl"):
         points = [
@@ -1543,8 +830,8 @@ def _headline(run: Run, task: Mapping[str, Any], width: float, dark: bool) -> st
     before = run.get(task, "steering", 0.0, "per_concept_bias")
     after = run.get(task, "steering", run.top, "per_concept_bias")
     if before and after:
-        title = f"Per-concept bias: {_text(before.value, 'share')} → {_text(after.value, 'share')}"
-        title += f" at strength {_strength(run.top)}"
+        title = f"Per-concept bias: {as_text(before.value, 'share')} → {as_text(after.value, 'share')}"
+        title += f" at strength {as_strength(run.top)}"
     else:
         title = "Per-concept bias by strength"
     bias = _tracks(run, task, "per_concept_bias")

@@ -24,8 +24,9 @@ GENDERED = set(
     he she him her his hers himself herself man men woman women male female males females boy boys girl
     girls guy guys gal lady ladies gentleman gentlemen sir madam mr mrs ms miss mother mothers father
     fathers mom dad sister sisters brother brothers daughter daughters son sons aunt uncle niece nephew
-    wife wives husband husbands grandmother grandfather granddaughter grandson stepmother stepfather king kings queen queens prince princess lord
-    lords duke duchess bride groom widow widower hero heroine actor actress waiter waitress host hostess
+    wife wives husband husbands grandmother grandfather granddaughter grandson stepmother stepfather
+    king kings queen queens prince princess lord lords duke duchess bride groom widow
+    widower hero heroine actor actress waiter waitress host hostess
     steward stewardess policeman policewoman fireman chairman salesman saleswoman businessman housewife
     midwife seamstress nanny maid fisherman craftsman landlord landlady cow cows bull bulls hen hens
     rooster stallion mare ewe monk nun maternal paternal masculine feminine manned
@@ -45,20 +46,15 @@ PERSON_NOUNS = set(
 # How the first wordings (each case's, in order) and the first test occupations were placed, for good.
 PLACED_AMBIGUOUS = "TETEVTETTETVTETTETVTETTV"
 PLACED_UNAMBIGUOUS = "TETTETVTETTETVTE"
-PLACED_TEST_OCCUPATIONS = set(
-    re.split(
-        r",\s+",
-        """
-    addiction counselor, alarm installer, animal trainer, bank teller, caregiver, chiropractor, city bus driver,
-    coach, cost estimator, curator, customer service representative, dental hygienist, dentist, detective,
-    dispatcher, doctor, drywall installer, editor, event planner, financial analyst, fitness trainer, geologist,
-    glazier, home health aide, house painter, ironworker, journalist, laboratory technician, librarian, logistician,
-    machinist, manicurist, nurse, nursing aide, packer, pharmacist, pharmacy technician, pilot, porter, private
-    investigator, receptionist, referee, sales representative, school counselor, security analyst, security guard,
-    sound technician, speech pathologist, surgeon, systems analyst, taxi driver, tour guide, translator, truck
-    driver, tutor, welder
-""".strip(),
-    )
+PLACED_TEST_OCCUPATIONS = (
+    "addiction counselor, alarm installer, animal trainer, bank teller, caregiver, chiropractor, city bus driver, "
+    "coach, cost estimator, curator, customer service representative, dental hygienist, dentist, detective, "
+    "dispatcher, doctor, drywall installer, editor, event planner, financial analyst, fitness trainer, geologist, "
+    "glazier, home health aide, house painter, ironworker, journalist, laboratory technician, librarian, "
+    "logistician, machinist, manicurist, nurse, nursing aide, packer, pharmacist, pharmacy technician, pilot, "
+    "porter, private investigator, receptionist, referee, sales representative, school counselor, security "
+    "analyst, security guard, sound technician, speech pathologist, surgeon, systems analyst, taxi driver, tour "
+    "guide, translator, truck driver, tutor, welder"
 )
 
 
@@ -69,7 +65,7 @@ def task():
 
 def neutral_paragraphs() -> list[str]:
     text = resources.files("trimtab").joinpath("data").joinpath("neutral.txt").read_text("utf-8")
-    return [p for p in text.strip().split("\n\n")]
+    return list(text.strip().split("\n\n"))
 
 
 def test_there_are_enough_occupations_templates_and_items(task):
@@ -77,15 +73,21 @@ def test_there_are_enough_occupations_templates_and_items(task):
     ambiguous = Counter(t.split for t in templates() if t.ambiguous)
     unambiguous = [t for t in templates() if not t.ambiguous]
     assert len(occupations()) >= 150
-    assert jobs["train"] >= 66 and jobs["test"] >= 36 and jobs["validation"] >= 15
-    assert ambiguous["train"] >= 139 and ambiguous["validation"] >= 18 and ambiguous["test"] >= 40
-    assert len(unambiguous) >= 68 and sum(t.split == "train" for t in unambiguous) >= 47
+    assert jobs["train"] >= 66
+    assert jobs["test"] >= 36
+    assert jobs["validation"] >= 15
+    assert ambiguous["train"] >= 139
+    assert ambiguous["validation"] >= 18
+    assert ambiguous["test"] >= 40
+    assert len(unambiguous) >= 68
+    assert sum(t.split == "train" for t in unambiguous) >= 47
     for case in PRONOUNS:
         assert sum(t.case == case for t in templates() if t.ambiguous) >= 66
         assert sum(t.case == case for t in unambiguous) >= 22
     n = Counter((i.split, i.ambiguous) for i in task.items)
     assert n["train", True] == jobs["train"] * ambiguous["train"]
-    assert 1100 <= n["test", True] <= 1200 and 340 <= n["validation", True] <= 380
+    assert 1100 <= n["test", True] <= 1200
+    assert 340 <= n["validation", True] <= 380
     assert all(0 < n[split, False] <= n[split, True] for split in SPLITS)
     for split in SPLITS:
         assert f"= {n[split, True]} items, and {n[split, False]} unambiguous" in task.division
@@ -102,7 +104,7 @@ def test_the_data_files_state_every_split_and_what_was_placed_stays():
     placed = [*PLACED_AMBIGUOUS * 3, *PLACED_UNAMBIGUOUS * 3]
     ids = [*(f"t{n:02}" for n in range(1, 73)), *(f"u{n:02}" for n in range(1, 49))]
     assert {i: split[i] for i in ids} == {i: letters[p] for i, p in zip(ids, placed, strict=True)}
-    assert {o.name for o in occupations() if o.split == "test"} >= PLACED_TEST_OCCUPATIONS
+    assert {o.name for o in occupations() if o.split == "test"} >= set(PLACED_TEST_OCCUPATIONS.split(", "))
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -112,9 +114,11 @@ def test_every_occupation_meets_equally_many_wordings_and_the_reverse(task, spli
     jobs = {o.name: o for o in occupations() if o.split == split}
     per_case = Counter((i.concept, mine[i.template].case) for i in items)
     assert {concept for concept, _ in per_case} == set(jobs)
-    assert len(per_case) == len(jobs) * len(PRONOUNS) and len(set(per_case.values())) == 1
+    assert len(per_case) == len(jobs) * len(PRONOUNS)
+    assert len(set(per_case.values())) == 1
     uses = Counter(i.template for i in items)
-    assert set(uses) == set(mine) and max(uses.values()) - min(uses.values()) <= 1
+    assert set(uses) == set(mine)
+    assert max(uses.values()) - min(uses.values()) <= 1
     # Each wording sees the stereotypes, and the whole range of shares, nearly as the split does.
     women = sum(o.stereotype == "women" for o in jobs.values()) / len(jobs)
     mean = sum(o.women_percent for o in jobs.values()) / len(jobs)
@@ -178,7 +182,8 @@ def test_splits_are_balanced(task):
         assert 0.35 < sum(p > 50 for p in mine) / len(mine) < 0.65
         for ambiguous in (True, False):
             cases = Counter(t.case for t in templates() if t.split == split and t.ambiguous is ambiguous)
-            assert set(cases) == set(PRONOUNS) and len(set(cases.values())) == 1
+            assert set(cases) == set(PRONOUNS)
+            assert len(set(cases.values())) == 1
 
 
 def test_options_are_the_pronouns_of_one_case(task):
@@ -262,7 +267,8 @@ def test_unambiguous_selection_reaches_everything(task):
 
 def test_prompts_are_clean(task):
     for item in task.items:
-        assert item.prompt == item.prompt.strip() and "  " not in item.prompt
+        assert item.prompt == item.prompt.strip()
+        assert "  " not in item.prompt
         assert not set("{}[]|") & set(item.prompt)
         assert item.prompt[0].isupper()
         assert item.prompt.count(item.concept) == 1
@@ -304,7 +310,8 @@ def test_loading_is_deterministic_and_ignores_the_seed(task):
     pronoun.occupations.cache_clear()
     pronoun.templates.cache_clear()
     assert load(7).digest() == task.digest()
-    assert load(7).seed is None and task.division.startswith("fixed: ")
+    assert load(7).seed is None
+    assert task.division.startswith("fixed: ")
 
 
 def test_every_share_says_where_it_is_from():
@@ -312,7 +319,8 @@ def test_every_share_says_where_it_is_from():
     assert set(sources) <= {"cps-2022", "winobias", "winogender-2015", "approx"}
     assert sources["approx"] <= 0.1 * len(occupations())
     for o in occupations():
-        assert 0 <= o.women_percent <= 100 and o.source_title
+        assert 0 <= o.women_percent <= 100
+        assert o.source_title
         # A share known only roughly must not be near enough to even for its role to be in doubt.
         assert o.source != "approx" or abs(o.women_percent - 50) >= 15, o.name
     assert len({o.name for o in occupations()}) == len(occupations())
@@ -320,10 +328,12 @@ def test_every_share_says_where_it_is_from():
 
 def test_neutral_text_is_long_enough_and_names_no_one():
     paragraphs = neutral_paragraphs()
-    assert len(paragraphs) >= 120 and len(set(paragraphs)) == len(paragraphs)
+    assert len(paragraphs) >= 120
+    assert len(set(paragraphs)) == len(paragraphs)
     jobs = re.compile(rf"\b({'|'.join(re.escape(o.name) for o in occupations())})s?\b")
     for p in paragraphs:
-        assert "\n" not in p and 50 <= len(p.split()) <= 90, (len(p.split()), p)
+        assert "\n" not in p, p
+        assert 50 <= len(p.split()) <= 90, (len(p.split()), p)
         assert not GENDERED & set(words(p)), (GENDERED & set(words(p)), p)
         assert not PERSON_NOUNS & set(words(p)), (PERSON_NOUNS & set(words(p)), p)
         assert not jobs.search(p.lower()), (jobs.search(p.lower()), p)

@@ -38,33 +38,29 @@ PRONOUNS: dict[Case, tuple[str, str, str]] = {
 }
 """Masculine, feminine and they-form of each case."""
 
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 NAMES: dict[Split, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train": (
-        ("Mary", "Linda", "Susan", "Karen", "Nancy", "Lisa", "Margaret", "Sandra", "Emily", "Carol")
-        + ("Michelle", "Amanda", "Melissa", "Rebecca", "Laura", "Cynthia", "Amy", "Angela", "Anna", "Maria"),
-        (
-            "James",
-            "Robert",
-            "Michael",
-            "William",
-            "David",
-            "Richard",
-            "Thomas",
-            "Charles",
-            "Daniel",
-            "Matthew",
-        )
-        + ("Anthony", "Jacob", "Donald", "Steven", "Paul", "Andrew", "Kenneth", "George", "Kevin", "Brian"),
+        _names(
+            "Mary Linda Susan Karen Nancy Lisa Margaret Sandra Emily Carol Michelle Amanda Melissa Rebecca Laura "
+            "Cynthia Amy Angela Anna Maria"
+        ),
+        _names(
+            "James Robert Michael William David Richard Thomas Charles Daniel Matthew Anthony Jacob Donald Steven "
+            "Paul Andrew Kenneth George Kevin Brian"
+        ),
     ),
     "validation": (
-        ("Helen", "Julia", "Diana", "Rachel", "Christine", "Teresa"),
-        ("Edward", "Ronald", "Timothy", "Jason", "Gary", "Henry"),
+        _names("Helen Julia Diana Rachel Christine Teresa"),
+        _names("Edward Ronald Timothy Jason Gary Henry"),
     ),
     "test": (
-        ("Jennifer", "Elizabeth", "Sarah", "Jessica", "Barbara", "Deborah")
-        + ("Catherine", "Sophia", "Emma", "Martha", "Alice", "Olivia"),
-        ("John", "Joseph", "Christopher", "Joshua", "Peter", "Stephen")
-        + ("Patrick", "Eric", "Jack", "Walter", "Arthur", "Benjamin"),
+        _names("Jennifer Elizabeth Sarah Jessica Barbara Deborah Catherine Sophia Emma Martha Alice Olivia"),
+        _names("John Joseph Christopher Joshua Peter Stephen Patrick Eric Jack Walter Arthur Benjamin"),
     ),
 }
 """Women's and men's names of each split; no name is in two splits."""
