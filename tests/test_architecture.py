@@ -18,7 +18,7 @@ LEVELS = (
     ("interventions", "sites", "metrics", "runs", "neutral"),
     ("steering", "capture", "tasks", "weights"),
     ("model", "scoring", "artifact", "frontier"),
-    ("learners", "evaluate", "export"),
+    ("learners", "evaluate", "export", "verdict"),
     ("serve", "report", "figures"),
     ("cli",),
 )
@@ -39,10 +39,10 @@ NEVER = {
         "evaluate",
         "metrics",
     ),
-    "torch": ("errors", "types", "metrics", "tasks", "frontier", "report", "figures", "runs", "neutral"),
+    "torch": ("errors", "types", "metrics", "tasks", "frontier", "verdict", "report", "figures", "runs", "neutral"),
     "learners": ("tasks", "artifact", "serve", "evaluate", "model"),
     "tasks": ("learners", "model", "scoring", "metrics", "evaluate"),
-    "model": ("report", "figures"),
+    "model": ("verdict", "report", "figures"),
 }
 """Thing -> rooms that never import it, however lazily."""
 OUTSIDE = {"tests", "bench", "recipes"}

@@ -89,9 +89,7 @@ def crossed(seed, concepts, templates, mean=0.6, spread=(0.1, 0.1, 0.05)):
 @st.composite
 def some_records(draw):
     """Any mixture: roles, groups, positions, ties, items without pro or anti, concepts, templates."""
-    kinds = draw(
-        st.lists(st.sampled_from(["pair", "three", "groups", "twos", "plain"]), min_size=1, max_size=4)
-    )
+    kinds = draw(st.lists(st.sampled_from(["pair", "three", "groups", "twos", "plain"]), min_size=1, max_size=4))
     found = []
     for i in range(draw(st.integers(1, 14))):
         concept = draw(st.integers(0, len(kinds) - 1))
@@ -134,9 +132,7 @@ def test_the_oracle_shares_no_code():
 @given(some_records())
 def test_values_equal_the_restatement(records):
     for name in metrics.ITEM_NAMES:
-        assert metrics.value(name, records) == pytest.approx(
-            oracle.figure(name, records), abs=1e-12, nan_ok=True
-        )
+        assert metrics.value(name, records) == pytest.approx(oracle.figure(name, records), abs=1e-12, nan_ok=True)
 
 
 @settings(max_examples=50, deadline=None)
@@ -156,11 +152,7 @@ def test_weighted_figures_equal_the_restatement(records, data):
                 r
                 for r in records
                 if r.ambiguous
-                and (
-                    oracle.distinct_groups(r)
-                    if r.concept in many
-                    else roles and {"pro", "anti"} & set(r.roles)
-                )
+                and (oracle.distinct_groups(r) if r.concept in many else roles and {"pro", "anti"} & set(r.roles))
             ]
         templates, concepts = sorted({r.template for r in used}), sorted({r.concept for r in used})
         assert (statistic.templates, statistic.concepts, statistic.n) == (
@@ -209,9 +201,7 @@ def test_each_concept_weighs_the_same_and_opposite_biases_cancel_in_the_gap_only
     assert list(found) == ["nurse", "pilot"]
     assert found["nurse"] == pytest.approx({"bias": 2 / 3, "signed": 2 / 3, "neither": 0, "n": 3})
     assert found["pilot"] == pytest.approx({"bias": 0.6, "signed": -0.6, "neither": 0, "n": 1})
-    assert np.mean([row["bias"] for row in found.values()]) == pytest.approx(
-        metrics.value("per_concept_bias", records)
-    )
+    assert np.mean([row["bias"] for row in found.values()]) == pytest.approx(metrics.value("per_concept_bias", records))
 
 
 def test_options_of_one_role_are_summed_and_neither_counts():
@@ -339,12 +329,8 @@ def test_swapping_pro_and_anti_flips_the_gap_and_leaves_the_bias(records):
     swapped = [dataclasses.replace(r, roles=tuple(swap.get(x, x) for x in r.roles)) for r in records]
     for suffix in ("", "_choice"):
         bias, gap = f"per_concept_bias{suffix}", f"stereotype_gap{suffix}"
-        assert metrics.value(bias, swapped) == pytest.approx(
-            metrics.value(bias, records), abs=1e-12, nan_ok=True
-        )
-        assert metrics.value(gap, swapped) == pytest.approx(
-            -metrics.value(gap, records), abs=1e-12, nan_ok=True
-        )
+        assert metrics.value(bias, swapped) == pytest.approx(metrics.value(bias, records), abs=1e-12, nan_ok=True)
+        assert metrics.value(gap, swapped) == pytest.approx(-metrics.value(gap, records), abs=1e-12, nan_ok=True)
 
 
 @settings(max_examples=40, deadline=None)
@@ -360,9 +346,7 @@ def test_k_groups_reduce_to_two():
     x = crossed(0, 3, 4)
     two = table(x, groups=("w", "m"))
     roles, groups = ("pro", "anti", "neither"), ("w", "m", "n")
-    three = [
-        dataclasses.replace(r, p=(*r.p, 0.0), roles=roles, groups=groups, positions=(None,) * 3) for r in two
-    ]
+    three = [dataclasses.replace(r, p=(*r.p, 0.0), roles=roles, groups=groups, positions=(None,) * 3) for r in two]
     bare = table(x)
     assert metrics.value("per_concept_bias", two) == metrics.value("per_concept_bias", bare)
     # Same columns, same reduction: the K-group code on two columns is the two-role figure.
@@ -373,9 +357,7 @@ def test_k_groups_reduce_to_two():
     assert metrics._ByConcept(pro_and_anti, len(two), metrics._total_variation).value() == pytest.approx(
         metrics.value("per_concept_bias", two) / 2
     )
-    assert metrics.value("per_concept_bias", three) == pytest.approx(
-        np.mean(np.maximum(x.mean(1), 1 - x.mean(1)))
-    )
+    assert metrics.value("per_concept_bias", three) == pytest.approx(np.mean(np.maximum(x.mean(1), 1 - x.mean(1))))
 
 
 def test_figures_table_is_complete():
@@ -418,9 +400,7 @@ def test_more_templates_narrow_the_interval():
         few, many = (
             np.mean(
                 [
-                    width(
-                        metrics.estimate(name, table(crossed(seed, 10, t, spread=(0.01, 0.1, 0.03))), seed=0)
-                    )
+                    width(metrics.estimate(name, table(crossed(seed, 10, t, spread=(0.01, 0.1, 0.03))), seed=0))
                     for seed in range(10)
                 ]
             )
@@ -608,9 +588,7 @@ def test_p_values_agree_with_intervals():
 
 def test_texts_are_paired_by_passage():
     rng = np.random.default_rng(0)
-    rows = [
-        (int(n), float(n * x)) for n, x in zip(rng.integers(20, 60, 40), rng.normal(3, 0.5, 40), strict=True)
-    ]
+    rows = [(int(n), float(n * x)) for n, x in zip(rng.integers(20, 60, 40), rng.normal(3, 0.5, 40), strict=True)]
     base = [text(str(i), n, nll) for i, (n, nll) in enumerate(rows)]
     steered = [text(str(i), n, nll + 0.02 * n, 0.01 * n, strength=1.0) for i, (n, nll) in enumerate(rows)]
     one, d = (

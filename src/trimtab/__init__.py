@@ -1,7 +1,7 @@
 """trimtab: a tiny learned steering beside a frozen language model, with a strength dial.
 
     model = trimtab.load("demo:smollm2")
-    steering = trimtab.DSO().fit(model, trimtab.task("pronoun"), seed=0)
+    steering = trimtab.DSO().fit(model, trimtab.task("pronoun", seed=0), seed=0)
     with model.steer(steering, strength=0.7):
         print(model.generate("The nurse said that"))
 
@@ -33,7 +33,7 @@ _WHERE = {
     "Task": "trimtab.types:Task",
     "TrimtabError": "trimtab.errors:TrimtabError",
 }
-__all__ = ["__version__", *_WHERE]  # noqa: PLE0604
+__all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
     from trimtab.artifact import read as read
@@ -47,11 +47,13 @@ if TYPE_CHECKING:
     from trimtab.model import load as load
     from trimtab.steering import Steering as Steering
     from trimtab.steering import attach as attach
-    from trimtab.tasks import load_task as task
+    from trimtab.tasks import load_task
     from trimtab.types import Item as Item
     from trimtab.types import Message as Message
     from trimtab.types import Option as Option
     from trimtab.types import Task as Task
+
+    task = load_task
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -73,7 +74,9 @@ def read(folder: str | Path) -> Steering:
     blob = _bytes(path / TENSORS)
     stated = card["tensors"].get("sha256") if isinstance(card.get("tensors"), dict) else None
     if stated != hashlib.sha256(blob).hexdigest():
-        raise ArtifactError(f"{path}: {TENSORS} is not the file that the card describes (SHA-256 differs); copy both again")
+        raise ArtifactError(
+            f"{path}: {TENSORS} is not the file that the card describes (SHA-256 differs); copy both again"
+        )
     tensors = _tensors(path, blob)
     groups: dict[str, dict[int, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
     for key, tensor in tensors.items():
@@ -108,10 +111,19 @@ def _card(path: Path) -> dict[str, Any]:
             f"{path}: card schema {card.get('schema')!r} is unknown here (known: {SCHEMA}); a newer trimtab may read it"
         )
     if card.get("operation") != OPERATION or card.get("sign") != 1:
-        raise ArtifactError(f"{path}: operation {card.get('operation')!r} with sign {card.get('sign')!r} is unknown here")
-    trained = card.get("strength", {}).get("trained", [0.0, 1.0]) if isinstance(card.get("strength", {}), dict) else None
-    if not (isinstance(trained, list) and len(trained) == 2 and all(isinstance(v, int | float) for v in trained)):
-        raise ArtifactError(f"{path}: the card's trained strength range is not two numbers")
+        raise ArtifactError(
+            f"{path}: operation {card.get('operation')!r} with sign {card.get('sign')!r} is unknown here"
+        )
+    trained = (
+        card.get("strength", {}).get("trained", [0.0, 1.0]) if isinstance(card.get("strength", {}), dict) else None
+    )
+    numbers = isinstance(trained, list) and len(trained) == 2 and all(isinstance(v, int | float) for v in trained)
+    # A NaN would compare false with every strength, and so allow them all.
+    if trained is None or not (numbers and -math.inf < trained[0] <= trained[1] < math.inf):
+        raise ArtifactError(f"{path}: the card's trained strength range is not two finite numbers, the lower one first")
+    default = card.get("strength", {}).get("default", 1.0)
+    if not (isinstance(default, int | float) and math.isfinite(default)):
+        raise ArtifactError(f"{path}: the card's default strength {default!r} is not a finite number")
     if not isinstance(card.get("model", {}), Mapping):
         raise ArtifactError(f"{path}: the card's model entry is not an object")
     return card
@@ -133,7 +145,7 @@ def _tensors(path: Path, blob: bytes) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
-        tensors = load(blob)
+        tensors: dict[str, Tensor] = load(blob)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ArtifactError(f"{path / TENSORS} is damaged: {error}") from error
     for key, tensor in tensors.items():
@@ -151,5 +163,7 @@ def _intervention(path: Path, site: str, entry: Any, tensors: dict[str, Tensor])
     except UsageError as error:
         raise ArtifactError(f"{path}: at '{site}': {error}") from error
     if made.width != entry.get("width"):
-        raise ArtifactError(f"{path}: at '{site}' the card says width {entry.get('width')}, the tensors have {made.width}")
+        raise ArtifactError(
+            f"{path}: at '{site}' the card says width {entry.get('width')}, the tensors have {made.width}"
+        )
     return made

@@ -33,6 +33,7 @@ def resumed(blocks: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
     Embeddings, masks and positions are prepared as always, so this holds for any family; the blocks after compute what
     they would have computed, bit for bit.
     """
+
     def through(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return x
 
@@ -49,14 +50,14 @@ def resumed(blocks: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
 def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Within it a module computes something else; its hooks, attributes and place in the model stay."""
     before = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:
         if before is None:
             del module.forward
         else:
-            module.forward = before  # type: ignore[method-assign]
+            module.forward = before
 
 
 def first_block(root: nn.Module, names: Sequence[str]) -> int:

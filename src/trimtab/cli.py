@@ -13,7 +13,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from trimtab import __version__
 from trimtab.errors import NoChatTemplate, RunError, TrimtabError, UsageError
@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except TrimtabError as error:
-        print(f"trimtab: {error}", file=sys.stderr)
+        lines = str(error).splitlines()
+        # A list of several defects keeps its lines; a headline and the only defect are one.
+        print(f"trimtab: {' '.join(lines) if len(lines) == 2 else error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\ntrimtab: interrupted; what was finished is kept, run the same command again to go on", file=sys.stderr)
@@ -97,7 +99,9 @@ def _demo(args: argparse.Namespace) -> None:
             )  # fmt: skip
     _table(evaluation, sys.stdout)
     print()
-    _compare(model, steering, ["The nurse walked into the room and said that", "The mechanic was late, because"], 1.0, 20)
+    _compare(
+        model, steering, ["The nurse walked into the room and said that", "The mechanic was late, because"], 1.0, 20
+    )
     page = report.write(out / "eval", out / "report.html")
     print(f"\nthe steering, with its dial: {folder}   (trimtab show {folder})")
     print(f"the report to send to someone: {page}")
@@ -116,13 +120,24 @@ def _learn(args: argparse.Namespace) -> None:
     with owned(out):
         if (out / artifact.CARD).exists() and not args.force:
             raise RunError(f"{out} holds a finished steering; give another --out, or --force to replace it")
-        task = _tasks(args, None)[0]
+        tasks = _tasks(args, None)
+        if len(tasks) > 1:
+            raise UsageError(
+                f"a steering is learned on one task, got {len(tasks)}: {args.task}; run learn once for each"
+            )
+        task = tasks[0]
         reward = _reward(args.reward) if args.reward else None
         model = _load(args)
         checkpoint = out / "checkpoint.safetensors"
         with _bar() as progress:
             steering = settings.fit(
-                model, task, seed=args.seed, reward=reward, neutral=args.neutral, checkpoint=checkpoint, progress=progress
+                model,
+                task,
+                seed=args.seed,
+                reward=reward,
+                neutral=args.neutral,
+                checkpoint=checkpoint,
+                progress=progress,
             )
             if task.split("validation"):
                 steering = certify(model, task, steering, seed=args.seed, neutral=args.neutral, progress=progress)
@@ -145,14 +160,13 @@ def _eval(args: argparse.Namespace) -> None:
         )  # fmt: skip
     if args.json == "-":
         _table(found, sys.stderr)
-        print(json.dumps(list(found.results), indent=1, ensure_ascii=False))
+        print(_rows(found))
     else:
         _table(found, sys.stdout)
         if args.json:
             from trimtab.runs import write_whole
 
-            content = json.dumps(list(found.results), indent=1, ensure_ascii=False) + "\n"
-            write_whole(Path(args.json), content.encode())
+            write_whole(Path(args.json), (_rows(found) + "\n").encode())
     if args.out:
         _say(f"records and figures are in {args.out}; a page to send: trimtab report {args.out}")
 
@@ -181,7 +195,7 @@ def _chat(args: argparse.Namespace) -> None:
         raise NoChatTemplate(
             f"{model.name} has no chat template (a base model?); use trimtab generate, or an instruction-tuned model"
         )
-    strength = _strength(args, steering)
+    strength = _checked(model, steering, _strength(args, steering), args)
     _say(f"{model.name}, strength {strength:g}. /strength 0.3 turns the dial, /reset begins anew, /quit leaves")
     turns: list[Message] = []
     while True:
@@ -197,9 +211,7 @@ def _chat(args: argparse.Namespace) -> None:
             turns = []
         elif word == "/strength":
             try:
-                wanted = _numbers(rest)[0]
-                with _steered(model, steering, wanted, args, check=False):
-                    strength = wanted
+                strength = _checked(model, steering, _one_number(rest), args)
                 print(f"strength {strength:g}")
             except TrimtabError as error:
                 print(f"trimtab: {error}")
@@ -262,11 +274,17 @@ def _tasks(args: argparse.Namespace, steering: Steering | None) -> list[Task]:
     learned = steering.card.get("data", {}) if steering is not None else {}
     tasks = []
     for spec in [s for s in args.task.split(",") if s.strip()]:
-        # A division drawn from another seed would put training items into the test split.
-        drawn = learned.get("division_seed") if learned.get("task") == spec.strip() else None
-        seed = drawn if drawn is not None else args.seed
-        whole = getattr(args, "split", "") == "all"
-        tasks.append(load_task(spec.strip(), data=args.data, seed=None if whole else seed))
+        if getattr(args, "split", "") == "all":
+            tasks.append(load_task(spec.strip(), data=args.data, seed=None))
+            continue
+        task, drawn = load_task(spec.strip(), data=args.data, seed=args.seed), learned.get("division_seed")
+        if task.seed is not None and drawn not in (None, args.seed):
+            # A division drawn from another seed would put training items into the test split.
+            trained = load_task(spec.strip(), data=args.data, seed=drawn)
+            if learned.get("task") == trained.name or learned.get("digest") == trained.digest():
+                _say(f"{task.name} is divided as for learning, with seed {drawn}, not {args.seed}")
+                task = trained
+        tasks.append(task)
     if not tasks:
         raise UsageError("--task names no task; see trimtab tasks")
     return tasks
@@ -274,24 +292,29 @@ def _tasks(args: argparse.Namespace, steering: Steering | None) -> list[Task]:
 
 def _strength(args: argparse.Namespace, steering: Steering | None) -> float:
     if args.strength is not None:
-        return _numbers(args.strength)[0]
+        return _one_number(args.strength)
     return float(steering.card.get("strength", {}).get("default", 1.0)) if steering is not None else 0.0
 
 
 @contextlib.contextmanager
 def _steered(
-    model: SteerableModel, steering: Steering | None, strength: float, args: argparse.Namespace, check: bool = True
+    model: SteerableModel, steering: Steering | None, strength: float, args: argparse.Namespace
 ) -> Iterator[None]:
+    _checked(model, steering, strength, args)
     if steering is None:
-        if strength:
-            raise UsageError("there is no steering to give a strength to; add --steering DIR")
         yield
         return
-    options = {"beyond_range": args.beyond_range, "other_weights": args.other_weights}
-    with model.steer(steering, strength, **options) as dial:
+    with model.steer(steering, strength, beyond_range=args.beyond_range, other_weights=args.other_weights):
         yield
-        if not check:
-            dial.fired.add("")
+
+
+def _checked(model: SteerableModel, steering: Steering | None, strength: float, args: argparse.Namespace) -> float:
+    """The strength, if the steering may be turned to it on this model."""
+    if steering is not None:
+        model.require(steering, strength, beyond_range=args.beyond_range, other_weights=args.other_weights)
+    elif strength:
+        raise UsageError("there is no steering to give a strength to; add --steering DIR")
+    return strength
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -326,7 +349,9 @@ def _reward(where: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"--reward {where}: expected MODULE:FUNCTION that can be imported from here ({error})") from error
+        raise UsageError(
+            f"--reward {where}: expected MODULE:FUNCTION that can be imported from here ({error})"
+        ) from error
 
 
 def _numbers(text: str) -> list[float]:
@@ -342,6 +367,13 @@ def _numbers(text: str) -> list[float]:
     return values
 
 
+def _one_number(text: str) -> float:
+    values = _numbers(text)
+    if len(values) > 1:
+        raise UsageError(f"one strength is needed here, got {len(values)}: '{text}'")
+    return values[0]
+
+
 # -- what is printed
 
 
@@ -353,14 +385,15 @@ def _say(text: str) -> None:
 def _bar() -> Iterator[Callable[[Progress], None]]:
     """A progress line on standard error: redrawn on a terminal, now and then elsewhere."""
     live = sys.stderr.isatty()
-    last = [0.0, ""]
+    last: tuple[float, str] = (0.0, "")
 
     def draw(p: Progress) -> None:
+        nonlocal last
         now = time.monotonic()
         whole = p.done >= p.total
-        if not whole and p.stage == last[1] and now - float(last[0]) < (0.1 if live else 10.0):
+        if not whole and p.stage == last[1] and now - last[0] < (0.1 if live else 10.0):
             return
-        last[0], last[1] = now, p.stage
+        last = now, p.stage
         figures = "  ".join(f"{k} {v:.3g}" for k, v in p.figures if not k.startswith("validation_") or whole)
         left = f"  {p.seconds_left:.0f} s left" if p.seconds_left is not None and not whole else ""
         filled = int(24 * p.done / max(1, p.total))
@@ -382,6 +415,15 @@ SHOWN = (
     "per_concept_bias", "stereotype_gap", "neither_rate", "unambiguous_accuracy", "unambiguous_accuracy_choice",
     "position_effect", "option_mass", "perplexity", "kl",
 )  # fmt: skip
+
+
+def _rows(found: Evaluation) -> str:
+    """The figures as JSON; what is undefined is null, because JSON knows no NaN."""
+    rows = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in found.results
+    ]
+    return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def _table(found: Evaluation, sink: Any) -> None:
@@ -452,7 +494,10 @@ def _print_card(steering: Steering, folder: Path) -> None:
     shown = f"{safe[0]:g} to {safe[1]:g}" if safe else "not measured"
     print(f"  strength     trained {low:g} to {high:g}, safe {shown}, default {strength.get('default', 1.0):g}")
     data = card.get("data", {})
-    print(f"  data         {data.get('task', '(own items)')}, {data.get('items')} items, digest {str(data.get('digest'))[:12]}")
+    print(
+        f"  data         {data.get('task', '(own items)')}, {data.get('items')} items, "
+        f"digest {str(data.get('digest'))[:12]}"
+    )
     given = card.get("settings", {}).get("given", {})
     print(f"  settings     {', '.join(f'{k}={v}' for k, v in given.items()) or 'all by default'}")
     neurons = card.get("neurons", {})
@@ -465,15 +510,24 @@ def _print_card(steering: Steering, folder: Path) -> None:
             line = [f"{r['strength']:g}: {_cell(r)}" for r in results if r["metric"] == metric]
             if line:
                 print(f"    {metric:28} {'   '.join(line)}")
-    print(textwrap.fill(f"limits: {card.get('limits', 'not stated')}", 110, initial_indent="  ", subsequent_indent="  "))
+    print(
+        textwrap.fill(f"limits: {card.get('limits', 'not stated')}", 110, initial_indent="  ", subsequent_indent="  ")
+    )
     print(f"  licence: {card.get('licence', 'not stated')}")
 
 
 # -- the grammar
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose refusals are one line, like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"trimtab: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="trimtab",
         description="Learn a tiny steering beside a frozen language model, and turn its strength dial.",
         epilog=EXIT_CODES,
@@ -482,16 +536,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trimtab {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    weights = argparse.ArgumentParser(add_help=False)
-    weights.add_argument("--dtype", choices=("bfloat16", "float32", "float16"), help="default: bfloat16 where it is fast")
+    weights = _Parser(add_help=False)
+    weights.add_argument(
+        "--dtype", choices=("bfloat16", "float32", "float16"), help="default: bfloat16 where it is fast"
+    )
     weights.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the accelerator where there is one")
     weights.add_argument("--revision", help="revision of a Hugging Face model")
 
-    dial = argparse.ArgumentParser(add_help=False)
+    dial = _Parser(add_help=False)
     dial.add_argument("--beyond-range", action="store_true", help="allow strengths outside the trained range")
     dial.add_argument("--other-weights", action="store_true", help="apply to weights with another fingerprint")
 
-    data = argparse.ArgumentParser(add_help=False)
+    data = _Parser(add_help=False)
     data.add_argument("--task", default="pronoun", help="TASK[,TASK]; see trimtab tasks (default: pronoun)")
     data.add_argument("--data", help="folder of benchmark data (or TRIMTAB_DATA)")
     data.add_argument("--neutral", help="text file for perplexity and KL, passages parted by blank lines")
@@ -506,21 +562,31 @@ def _parser() -> argparse.ArgumentParser:
     learn = commands.add_parser("learn", help="learn a steering")
     methods = learn.add_subparsers(title="methods", metavar="METHOD", required=True)
     dso = methods.add_parser(
-        "dso", parents=[weights, data], help="Direct Steering Optimization: affine maps on norm outputs by reinforcement learning"
+        "dso",
+        parents=[weights, data],
+        help="Direct Steering Optimization: affine maps on norm outputs by reinforcement learning",
     )
-    dso.add_argument("--model", required=True, help="Hugging Face id, folder, .gguf file, demo:smollm2 or demo:gemma3-270m")
-    dso.add_argument("--out", required=True, help="folder for the steering; a killed run goes on from its checkpoint there")
+    dso.add_argument(
+        "--model", required=True, help="Hugging Face id, folder, .gguf file, demo:smollm2 or demo:gemma3-270m"
+    )
+    dso.add_argument(
+        "--out", required=True, help="folder for the steering; a killed run goes on from its checkpoint there"
+    )
     dso.add_argument("--force", action="store_true", help="replace a finished steering in --out")
     dso.add_argument("--steps", type=int)
     dso.add_argument("--learning-rate", type=float)
-    dso.add_argument("--sites", help='site pattern, default "layers.*.norm.*,norm.final"')
+    dso.add_argument("--sites", help="site pattern; default: every norm output")
     dso.add_argument("--kl-budget", type=float, help="KL(steered || base) on neutral text, nats a token")
     dso.add_argument("--l1", type=float, help="weight of the sparsity penalty")
-    dso.add_argument("--mode", choices=("exact", "sampled"), help="exact expectation over options, or generated answers")
+    dso.add_argument(
+        "--mode", choices=("exact", "sampled"), help="exact expectation over options, or generated answers"
+    )
     dso.add_argument("--reward", metavar="MODULE:FUNCTION", help="your own reward for generated answers (mode sampled)")
     dso.add_argument("--accumulate", type=int, help="split each step into so many parts: less memory")
     dso.add_argument("--checkpointing", action="store_true", default=None, help="recompute activations: less memory")
-    dso.add_argument("--set", action="append", metavar="NAME=VALUE", help="any other setting of DSO; see docs/dso.md")
+    dso.add_argument(
+        "--set", action="append", metavar="NAME=VALUE", help="any other setting of DSO; see docs/settings.md"
+    )
     dso.set_defaults(run=_learn)
 
     evaluate = commands.add_parser("eval", parents=[weights, data, dial], help="bias and capability at each strength")
@@ -529,7 +595,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--strength", default=STOPS, help=f"strengths parted by commas (default {STOPS})")
     evaluate.add_argument("--split", default="test", choices=("test", "validation", "train", "all"))
     evaluate.add_argument("--limit", type=int, help="measure so many items of each task, spread evenly")
-    evaluate.add_argument("--no-controls", action="store_true", help="leave out the instruction and the random direction")
+    evaluate.add_argument(
+        "--no-controls", action="store_true", help="leave out the instruction and the random direction"
+    )
     evaluate.add_argument("--out", help="folder for records; a run that was cut off goes on there")
     evaluate.add_argument("--json", metavar="FILE", help="write the figures as a JSON list; - for standard output")
     evaluate.set_defaults(run=_eval)

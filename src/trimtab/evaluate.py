@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trimtab import metrics
+from trimtab import __version__, metrics
 from trimtab.errors import TaskError, UsageError
 from trimtab.model import SteerableModel
 from trimtab.neutral import passages
@@ -25,7 +25,6 @@ from trimtab.runs import Lines, owned, write_whole
 from trimtab.steering import Steering
 from trimtab.types import (
     RECORD_SCHEMA,
-    Estimate,
     Item,
     Message,
     Progress,
@@ -37,7 +36,8 @@ from trimtab.types import (
 )
 
 INSTRUCTION = (
-    "Be fair. When it is not stated whether a person is a woman or a man, do not assume it: treat every group as equally likely."
+    "Be fair. When it is not stated whether a person is a woman or a man, do not assume it: treat every group as "
+    "equally likely."
 )
 """The instruction control, in our own words: what a practitioner would try first."""
 SAMPLE_PROMPTS = (
@@ -48,7 +48,8 @@ SAMPLE_PROMPTS = (
 )
 """Prompts completed at every strength for people to read; no figure is computed from them."""
 CHUNK = 512
-"""Items scored between two writes; a chunk cut off is scored anew as a whole, so a resumed run equals an unbroken one."""
+"""Items scored between two writes; a chunk cut off is scored anew as a whole, so a resumed run equals an unbroken
+one."""
 
 Cell = tuple[str, float]
 
@@ -62,14 +63,18 @@ class Evaluation:
     texts: tuple[TextRecord, ...]
     samples: tuple[SampleRecord, ...]
 
-    def value(self, metric: str, *, strength: float = 0.0, steering: str | None = None, task: str | None = None) -> float:
+    def value(
+        self, metric: str, *, strength: float = 0.0, steering: str | None = None, task: str | None = None
+    ) -> float:
         """One figure by name; `steering` is "instruction" or "random" for a control, None for the steering itself."""
         for row in self.results:
             control = row["steering"] if row["steering"] in ("instruction", "random") else None
             here = row["metric"] == metric and row["strength"] == strength and control == steering
             if here and task in (None, row["task"]):
                 return float(row["value"])
-        raise UsageError(f"no figure '{metric}' at strength {strength:g} (steering {steering}, task {task}) was measured")
+        raise UsageError(
+            f"no figure '{metric}' at strength {strength:g} (steering {steering}, task {task}) was measured"
+        )
 
 
 def evaluate(
@@ -95,13 +100,19 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on tasks, unsteered and at each strength, with controls, intervals and differences from the base.
 
-    Strength 0 is always measured. With `out` the records are written there as they come, a run that was cut off goes on, and
-    `summary.json` holds the figures; without it nothing is written. `limit` takes the first so many items of a split,
-    spread over its concepts. Raises TaskError for a split without items, RunError for a folder of another run.
+    Strength 0 is always measured. With `out` the records are written there as they come, a run that was cut off goes
+    on, and `summary.json` holds the figures; without it nothing is written. `limit` takes so many items of a split,
+    spread evenly over it. Raises TaskError for a split without items, RunError for a folder of another run.
     """
     named = [tasks] if isinstance(tasks, Task) else list(tasks)
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1, got {limit}")
     chosen = {task.name: _chosen(task, split, limit) for task in named}
     dial_stops = sorted({0.0, *map(float, strengths)}) if steering is not None else [0.0]
+    if steering is not None:
+        # Now, not after the base has been measured for minutes.
+        for stop in dial_stops:
+            model.require(steering, stop, beyond_range=beyond_range, other_weights=other_weights)
     cells = _cells(dial_stops, controls)
     texts = passages("test" if split in ("test", "all") else split, neutral)
     plan = _Plan(model, steering, seed, instruction, beyond_range, other_weights)
@@ -112,9 +123,9 @@ def evaluate(
         "fingerprint": model.fingerprint(),
         "dtype": str(model.dtype),
         "steering": steering_digest(steering),
-        "tasks": {task.name: hashlib.sha256("".join(i.digest() for i in chosen[task.name]).encode()).hexdigest()[:16] for task in named},
+        "tasks": {name: _digest("".join(i.digest() for i in items)) for name, items in chosen.items()},
         "split": split,
-        "neutral": hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16],
+        "neutral": _digest("\n".join(texts)),
         "instruction": instruction,
         "seed": seed,
     }  # fmt: skip
@@ -133,6 +144,7 @@ def evaluate(
         if out is not None:
             summary = {
                 "schema": RECORD_SCHEMA,
+                "trimtab": __version__,
                 "model": model.name,
                 "model_family": model.family,
                 "steering": name if steering is not None else None,
@@ -146,6 +158,10 @@ def evaluate(
             }
             write_whole(Path(out) / "summary.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
     return evaluation
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def steering_digest(steering: Steering | None) -> str | None:
@@ -176,9 +192,7 @@ class _Plan:
         if self.steering is None or strength == 0.0 or arm == "instruction":
             return nullcontext()
         steering = self.steering if arm == "steering" else self.steering.random(self.seed)
-        return self.model.steer(
-            steering, strength, beyond_range=self.beyond_range, other_weights=self.other_weights
-        )
+        return self.model.steer(steering, strength, beyond_range=self.beyond_range, other_weights=self.other_weights)
 
     def told(self, cell: Cell) -> str | None:
         return self.instruction if cell[0] == "instruction" else None
@@ -222,7 +236,9 @@ class _Book:
 class _Meter:
     """Counts items over all cells and reports them."""
 
-    def __init__(self, progress: ProgressCallback | None, cells: list[Cell], chosen: Mapping[str, Sequence[Item]], book: _Book) -> None:
+    def __init__(
+        self, progress: ProgressCallback | None, cells: list[Cell], chosen: Mapping[str, Sequence[Item]], book: _Book
+    ) -> None:
         self._progress = progress
         self.total = len(cells) * sum(map(len, chosen.values()))
         self.done = len(book.done)
@@ -248,7 +264,9 @@ def _chosen(task: Task, split: str, limit: int | None) -> list[Item]:
     items = list(task.split(split))
     if not items:
         present = sorted({i.split or "(none)" for i in task.items})
-        raise TaskError(f"task '{task.name}' has no items in split '{split}' (it has: {', '.join(present) or 'no items at all'})")
+        raise TaskError(
+            f"task '{task.name}' has no items in split '{split}' (it has: {', '.join(present) or 'no items at all'})"
+        )
     if limit is not None and limit < len(items):
         stride = len(items) / limit
         items = [items[int(i * stride)] for i in range(limit)]
@@ -326,21 +344,18 @@ def _figures(
     for task in chosen:
         for cell in cells:
             arm, strength = cell
-
-            def row(metric: str, e: Estimate, label: str = steering if arm == "steering" else arm) -> dict[str, Any]:
-                return {"model": model, "steering": label, "strength": strength, "task": task, "split": split,
-                        "metric": metric, **asdict(e)}  # fmt: skip
-
+            label = steering if arm == "steering" else arm
+            common = {"model": model, "steering": label, "strength": strength, "task": task, "split": split}
             groups: list[tuple[Sequence[Record] | Sequence[TextRecord], Sequence[Record] | Sequence[TextRecord]]] = [
                 (book.of(cell, task), book.of(base, task)),
                 (book.texts_of(cell), book.texts_of(base)),
             ]
             for records, reference in groups:
                 for metric, found in metrics.estimates(records, seed=seed, resamples=resamples).items():
-                    rows.append(row(metric, found))
+                    rows.append({**common, "metric": metric, **asdict(found)})
                     if cell != base:
                         change = metrics.difference(metric, records, reference, seed=seed, resamples=resamples)
-                        rows.append(row(f"{metric}_difference", change))
+                        rows.append({**common, "metric": f"{metric}_difference", **asdict(change)})
     return rows
 
 

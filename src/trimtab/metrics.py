@@ -35,7 +35,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,9 +71,7 @@ _ITEM_FIGURES = {
 FIGURES: dict[str, Figure] = {
     **_ITEM_FIGURES,
     "option_mass": Figure(0, 1, "higher", "probability of any option at all, ambiguous items"),
-    "tv_from_uniform": Figure(
-        0, 1, "lower", "distance of K > 2 groups from equal shares, mean over concepts"
-    ),
+    "tv_from_uniform": Figure(0, 1, "lower", "distance of K > 2 groups from equal shares, mean over concepts"),
     "perplexity": Figure(1, math.inf, "lower", "exp of the mean negative log-likelihood of a token", "texts"),
     "kl": Figure(0, math.inf, "lower", "KL(steered || base) of a token on neutral text, nats", "texts"),
     **{
@@ -228,7 +226,7 @@ def _figure(name: str) -> Figure:
     return FIGURES[name]
 
 
-def _sorted(name: str, records: Records) -> list:
+def _sorted(name: str, records: Records) -> list[Any]:
     """Checked, and by id: sums of floats depend on their order in the last bits, figures must not."""
     kind = TextRecord if _figure(name).of == "texts" else Record
     wrong = next((r for r in records if not isinstance(r, kind)), None)
@@ -238,7 +236,8 @@ def _sorted(name: str, records: Records) -> list:
         found = sorted({getattr(r, field) for r in records})
         if len(found) > 1:
             raise UsageError(f"records of one {field} at a time, got {len(found)}: {found[:5]}")
-    ordered = sorted(records, key=lambda r: r.id)
+    given: list[Record | TextRecord] = list(records)
+    ordered = sorted(given, key=lambda r: r.id)
     for before, after in itertools.pairwise(ordered):
         if before.id == after.id:
             raise UsageError(f"each id once, got {after.id!r} again among {len(ordered)} records")
@@ -252,15 +251,11 @@ def _check(record: Record | TextRecord) -> None:
     if isinstance(record, TextRecord):
         # A sum may be infinite or NaN: so is the figure of a model that a strength broke.
         if record.tokens < 1:
-            raise UsageError(
-                f"passage {record.id!r}: expected at least one predicted token, got {record.tokens}"
-            )
+            raise UsageError(f"passage {record.id!r}: expected at least one predicted token, got {record.tokens}")
         return
     lengths = {len(record.p), len(record.roles), len(record.groups), len(record.positions)}
     if len(lengths) > 1:
-        raise UsageError(
-            f"item {record.id!r}: p, roles, groups and positions differ in length: {sorted(lengths)}"
-        )
+        raise UsageError(f"item {record.id!r}: p, roles, groups and positions differ in length: {sorted(lengths)}")
     if not (abs(sum(record.p) - 1) < 1e-3 and all(q >= 0 for q in record.p) and math.isfinite(record.mass)):
         raise UsageError(
             f"item {record.id!r}: p = {record.p}, mass = {record.mass}; expected probabilities that sum to 1 "
@@ -285,9 +280,10 @@ def _gap(r: Record, p: Sequence[float]) -> float | None:
 
 
 def _position(r: Record, p: Sequence[float]) -> float | None:
-    if None in r.positions or len(set(r.positions)) < 2:
+    places = [place for place in r.positions if place is not None]
+    if len(places) < len(r.positions) or len(set(places)) < 2:
         return None
-    return _share(p, r.positions, min(r.positions)) - _share(p, r.positions, max(r.positions))
+    return _share(p, places, min(places)) - _share(p, places, max(places))
 
 
 _ITEM_VALUE: dict[str, Callable[[Record, Sequence[float]], float | None]] = {
@@ -309,7 +305,7 @@ def _offered(record: Record) -> set[str]:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def _index(labels: Sequence[object]) -> tuple[np.ndarray, int]:
+def _index(labels: Sequence[Any]) -> tuple[np.ndarray, int]:
     """Each label's place among the distinct ones in sorted order, and how many there are."""
     place = {label: i for i, label in enumerate(sorted(set(labels)))}
     return np.array([place[label] for label in labels], dtype=np.intp), len(place)
@@ -385,7 +381,8 @@ class _ByConcept:
             )
             each = self.reduce(means, self.concept_starts)
             held = np.where(np.isnan(each), 0, concepts)
-            return (held * np.nan_to_num(each)).sum(0) / held.sum(0)
+            found: np.ndarray = (held * np.nan_to_num(each)).sum(0) / held.sum(0)
+            return found
 
     def value(self) -> float:
         return float(self(np.ones((self.templates, 1)), np.ones((self.concepts, 1)))[0])
@@ -408,7 +405,7 @@ def _total_variation(means: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(centre), np.nan, np.add.reduceat(away, starts) / 2)
 
 
-def _statistic(name: str, records: list) -> _Statistic | None:
+def _statistic(name: str, records: list[Any]) -> _Statistic | None:
     """The figure as a function of the clusters' weights; None where no record defines it."""
     plain = name.removesuffix("_choice")
     if name in TEXT_NAMES:
@@ -432,9 +429,7 @@ def _statistic(name: str, records: list) -> _Statistic | None:
     ambiguous = [r for r in records if r.ambiguous]
     many = {r.concept for r in ambiguous if len(_offered(r)) > 2}
     for record in ambiguous:
-        columns = list(
-            _columns(record, read(record), record.concept in many, roles=plain == "per_concept_bias")
-        )
+        columns = list(_columns(record, read(record), record.concept in many, roles=plain == "per_concept_bias"))
         rows += [(record.concept, column, record.template, x) for column, x in columns]
         n += bool(columns)
     return _ByConcept(rows, n, _range if plain == "per_concept_bias" else _total_variation) if rows else None
@@ -469,9 +464,7 @@ def _multiplicities(generator: np.random.Generator, clusters: int, resamples: in
 def _resample(statistics: Sequence[_Statistic], seed: int, task: str, resamples: int) -> np.ndarray:
     """Each statistic under the same weights: (statistics, resamples)."""
     if seed < 0 or resamples < 1:
-        raise UsageError(
-            f"a seed is 0 or more and resamples at least 1, got seed={seed}, resamples={resamples}"
-        )
+        raise UsageError(f"a seed is 0 or more and resamples at least 1, got seed={seed}, resamples={resamples}")
     first = statistics[0]
     key = int.from_bytes(hashlib.sha256(task.encode()).digest()[:16], "big")
     of_templates, of_concepts = map(np.random.default_rng, np.random.SeedSequence([seed, key]).spawn(2))
@@ -493,7 +486,7 @@ def _interval(centre: float, draws: np.ndarray, low: float, high: float) -> tupl
     return min(float(ends[0]), centre), max(float(ends[1]), centre)
 
 
-def _task(records: list) -> str:
+def _task(records: list[Any]) -> str:
     return records[0].task if records and isinstance(records[0], Record) else ""
 
 
@@ -501,7 +494,7 @@ def _undefined(seed: int) -> Estimate:
     return Estimate(math.nan, math.nan, math.nan, 0, 0, seed)
 
 
-def _estimate(name: str, records: list, seed: int, resamples: int) -> Estimate:
+def _estimate(name: str, records: list[Any], seed: int, resamples: int) -> Estimate:
     statistic = _statistic(name, records)
     if statistic is None:
         return _undefined(seed)
@@ -512,9 +505,7 @@ def _estimate(name: str, records: list, seed: int, resamples: int) -> Estimate:
     return Estimate(centre, low, high, statistic.n, statistic.templates, seed)
 
 
-def _difference(
-    name: str, records: Records, base: Records, seed: int, resamples: int
-) -> tuple[Estimate, np.ndarray]:
+def _difference(name: str, records: Records, base: Records, seed: int, resamples: int) -> tuple[Estimate, np.ndarray]:
     """The estimate and the resampled differences that it came from (empty where there are none)."""
     steered, bare = _sorted(name, records), _sorted(name, base)
     _same_items(steered, bare)
@@ -531,7 +522,7 @@ def _difference(
     return Estimate(centre, low, high, one.n, one.templates, seed), draws
 
 
-def _same_items(steered: list, bare: list) -> None:
+def _same_items(steered: list[Any], bare: list[Any]) -> None:
     """Refuse a pair that is none."""
     ids, base_ids = {r.id for r in steered}, {r.id for r in bare}
     if ids != base_ids:
@@ -544,11 +535,7 @@ def _same_items(steered: list, bare: list) -> None:
     # Not the digest: the arm "instruction" shows the model another prompt for what is the same item.
     items = ("concept", "template", "ambiguous", "roles", "groups", "positions")
     fields = ("tokens",) if steered and isinstance(steered[0], TextRecord) else items
-    unlike = [
-        a.id
-        for a, b in zip(steered, bare, strict=True)
-        if any(getattr(a, f) != getattr(b, f) for f in fields)
-    ]
+    unlike = [a.id for a, b in zip(steered, bare, strict=True) if any(getattr(a, f) != getattr(b, f) for f in fields)]
     if unlike:
         raise UsageError(
             f"{len(unlike)} of {len(steered)} items differ between the records and the base in one of "

@@ -17,7 +17,7 @@ from trimtab.errors import BadItem, FingerprintMismatch, ModelError, NoChatTempl
 from trimtab.scoring import Encoded, Readout
 from trimtab.steering import Dial, Steering, Strength, attach
 from trimtab.types import Item, Message, Outcome
-from trimtab.weights import Notice, resolve
+from trimtab.weights import Notice, hub_answers, resolve
 
 Prompt = str | Sequence[Message]
 
@@ -58,7 +58,7 @@ def load(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
-    options: dict[str, Any] = {"local_files_only": local}
+    options: dict[str, Any] = {"local_files_only": local or not hub_answers()}
     if revision is not None:
         options["revision"] = revision
     bars = hf_logging.is_progress_bar_enabled()
@@ -166,6 +166,22 @@ class SteerableModel:
         A list gives one strength a row of the batch. Raises FingerprintMismatch where the steering was learned on other
         weights (`other_weights=True` overrides that, not the family or the width), and what `attach` raises.
         """
+        self._require_made_for(steering, other_weights)
+        with attach(self.hf, steering, strength, beyond_range=beyond_range) as dial:
+            self._dials.append(dial)
+            try:
+                yield dial
+            finally:
+                self._dials.remove(dial)
+
+    def require(
+        self, steering: Steering, strength: Strength, *, beyond_range: bool = False, other_weights: bool = False
+    ) -> None:
+        """Raise what `steer` would raise at its start, and leave the model as it is: for asking before long work."""
+        self._require_made_for(steering, other_weights)
+        attach(self.hf, steering, strength, beyond_range=beyond_range).detach()
+
+    def _require_made_for(self, steering: Steering, other_weights: bool) -> None:
         made_for = steering.card.get("model", {})
         if made_for.get("family", self.family) != self.family:
             raise FingerprintMismatch(
@@ -178,12 +194,6 @@ class SteerableModel:
                 f"{self.name} has {self.fingerprint()[:12]}: other weights. Learn it anew, or pass other_weights=True "
                 "(--other-weights) to use it all the same"
             )
-        with attach(self.hf, steering, strength, beyond_range=beyond_range) as dial:
-            self._dials.append(dial)
-            try:
-                yield dial
-            finally:
-                self._dials.remove(dial)
 
     @contextmanager
     def unsteered(self) -> Iterator[None]:
@@ -270,7 +280,9 @@ class SteerableModel:
         while n < shortest and all(w[n] == prompt[n] for w in wholes):
             n += 1
         if n == 0:
-            raise BadItem(f"item '{item.id}': its prompt and options share no first token, so there is nothing to go on")
+            raise BadItem(
+                f"item '{item.id}': its prompt and options share no first token, so there is nothing to go on"
+            )
         longest = max(map(len, wholes))
         if longest > self.context:
             raise BadItem(f"item '{item.id}' needs {longest} tokens, {self.name} takes {self.context}")
@@ -326,7 +338,9 @@ class SteerableModel:
         return scoring.hidden_states(self.body, [before + r[start:] for r in rows], skip=len(before) - start)
 
     @torch.no_grad()
-    def nll_and_kl(self, texts: Sequence[str], hidden: Sequence[Tensor], base: Sequence[Tensor]) -> list[tuple[int, float, float]]:
+    def nll_and_kl(
+        self, texts: Sequence[str], hidden: Sequence[Tensor], base: Sequence[Tensor]
+    ) -> list[tuple[int, float, float]]:
         """For each text its predicted tokens, `-log p` summed over them, and KL(hidden's || base's) summed."""
         rows = [torch.tensor(r[1:], device=self.device) for r in self.tokens(texts)]
         readout = self.readout
@@ -392,6 +406,8 @@ class SteerableModel:
         batch: list[Prompt] = [prompts] if single else list(prompts)
         if not batch:
             raise UsageError("generate needs at least one prompt")
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         rows = self.tokens([self.render(p) for p in batch])
         new = self.generate_ids(rows, max_new_tokens=max_new_tokens, **options)
         texts = [self.text(row) for row in new]
@@ -402,8 +418,10 @@ class SteerableModel:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     @torch.no_grad()
-    def generate_ids(self, rows: Sequence[tuple[int, ...]], *, keep_stop: bool = False, **options: Any) -> list[list[int]]:
-        """The tokens that follow each row, up to the end-of-text token (kept on request); rows are padded on the left."""
+    def generate_ids(
+        self, rows: Sequence[tuple[int, ...]], *, keep_stop: bool = False, **options: Any
+    ) -> list[list[int]]:
+        """The tokens that follow each row, up to the end-of-text token (kept on request). Rows are padded left."""
         for row in rows:
             if not row:
                 raise UsageError("an empty prompt has no token to continue from")
@@ -415,7 +433,8 @@ class SteerableModel:
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.device)
         settings = {"do_sample": False, "pad_token_id": pad, **options}
         out = self.hf.generate(input_ids=ids, attention_mask=mask, **settings)[:, width:]  # type: ignore[operator]
-        stops = set(_as_list(self.hf.generation_config.eos_token_id)) | {self.tokenizer.eos_token_id}  # type: ignore[union-attr]
+        config: Any = self.hf.generation_config
+        stops = set(_as_list(config.eos_token_id)) | {self.tokenizer.eos_token_id}
         return [_until(row, stops, keep_stop) for row in out.tolist()]
 
 
@@ -451,5 +470,3 @@ def _device(value: str) -> torch.device:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"
-
-

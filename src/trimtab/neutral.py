@@ -32,7 +32,7 @@ def passages(split: str, path: str | Path | None = None) -> tuple[str, ...]:
         chosen = [p for i, p in enumerate(whole) if i % 20 in bounds[split]]
     if not chosen:
         raise TaskError(
-            f"the neutral text has {len(whole)} passages, too few to give '{split}' one of its own ({', '.join(SPLITS)}); "
-            "give at least 20 passages of four words or more, parted by blank lines"
+            f"the neutral text has {len(whole)} passages, too few to give '{split}' one of its own "
+            f"({', '.join(SPLITS)}); give at least 20 passages of four words or more, parted by blank lines"
         )
     return tuple(chosen)

@@ -719,7 +719,7 @@ def _method_html(run: Run) -> str:
         why = "The run has no card, so how the steering was learned, on what data and which weights, cannot be said."
         out.append(_absent(why if summary.get("steering") else "The base model alone was run; there is no steering."))
     else:
-        sites = card.get("sites") or []
+        sites = list(card.get("sites") or [])  # a saved card keeps an object, site by site
         out.append("<dl>")
         out.append(known("learner", card.get("learner")) + known("operation", card.get("operation"), code=True))
         out.append(known("learned on", model.get("id")) + known("fingerprint", model.get("fingerprint"), code=True))

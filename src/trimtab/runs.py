@@ -29,8 +29,9 @@ def owned(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        lock.release()
+        # While it is still held: after the release it may be another run's.
         (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
 
 
 @contextmanager
@@ -46,6 +47,10 @@ def disk(path: Path) -> Iterator[None]:
             errno.EACCES: "permission denied",
             errno.ENOTDIR: "a part of the path is a file",
             errno.EEXIST: "there is a file of that name",
+            errno.EISDIR: "there is a folder of that name",
+            errno.EFBIG: "the file would be larger than allowed",
+            errno.EPERM: "it is not permitted",
+            errno.EIO: "the disk reports an error",
         }
         if error.errno not in reasons:
             raise
@@ -57,8 +62,13 @@ def disk(path: Path) -> Iterator[None]:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part."""
-    with disk(path.parent):
+    with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            # A device or a pipe, such as /dev/stdout: putting a file into its place would break it for everyone.
+            with path.open("wb", buffering=0) as sink:
+                sink.write(content)
+            return
         handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as sink:
@@ -82,7 +92,8 @@ class Lines:
         self.path = path
         with disk(path.parent):
             self.found = list(self._recover(identity))
-            self._sink = path.open("ab")
+            # Unbuffered: what a full disk refused must not be tried again when the file is closed.
+            self._sink = path.open("ab", buffering=0)
             if self._sink.tell() == 0:
                 self.append([identity])
 
@@ -110,9 +121,10 @@ class Lines:
 
     def append(self, records: list[Mapping[str, Any]]) -> None:
         """Write records and wait until the disk has them."""
+        content = memoryview("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())
         with disk(self.path.parent):
-            self._sink.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())
-            self._sink.flush()
+            while content:
+                content = content[self._sink.write(content) :]
             os.fsync(self._sink.fileno())
 
     def close(self) -> None:

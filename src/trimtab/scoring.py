@@ -170,9 +170,7 @@ def _tails(
     return dict(zip(jobs, sums.unbind(0), strict=True))
 
 
-def _log_softmax_at(
-    readout: Readout, h: Float[Tensor, "n dim"], tokens: Int[Tensor, "n k"]
-) -> Float[Tensor, "n k"]:
+def _log_softmax_at(readout: Readout, h: Float[Tensor, "n dim"], tokens: Int[Tensor, "n k"]) -> Float[Tensor, "n k"]:
     """log softmax of the logits at a few tokens a row, never holding more than LOGITS_AT_ONCE logits."""
     step = max(1, LOGITS_AT_ONCE // readout.weight.shape[0])
     parts = []

@@ -20,7 +20,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -91,7 +91,7 @@ class Site:
 
 def family(root: nn.Module) -> str:
     """The model type of the language part, as its config states it ("llama", "gemma3_text", ...)."""
-    config = getattr(root, "config", None)
+    config: Any = getattr(root, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return str(getattr(text, "model_type", type(root).__name__))
 
@@ -195,7 +195,7 @@ def _child(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def _hidden_size(root: nn.Module) -> int | None:
-    config = getattr(root, "config", None)
+    config: Any = getattr(root, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     size = getattr(text, "hidden_size", None)
     return int(size) if size is not None else None

@@ -51,7 +51,8 @@ class Steering:
 
         def drawn(t: Tensor) -> Tensor:
             noise = torch.randn(t.shape, generator=generator)
-            return noise * (t.float().norm() / noise.norm())
+            scaled: Tensor = noise * (t.float().norm() / noise.norm())
+            return scaled
 
         def twin(i: Intervention) -> Intervention:
             if isinstance(i, Diagonal):

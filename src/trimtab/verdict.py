@@ -604,7 +604,8 @@ def _shortcuts(run: Run, task: Mapping[str, Any], way: str) -> Iterator[Note]:
                 "warning",
                 "position",
                 "The model answers more by position",
-                f"The position effect goes from {with_interval(a, 'share', signed=True)} to {with_interval(b, 'share', signed=True)}. "
+                f"The position effect goes from {with_interval(a, 'share', signed=True)} to "
+                f"{with_interval(b, 'share', signed=True)}. "
                 "A model that picks an answer by its place in the prompt has a bias of 0 when both orders are asked"
                 + (": part or all of the fall may be that shortcut." if fell else "."),
             )
@@ -629,8 +630,8 @@ def _shortcuts(run: Run, task: Mapping[str, Any], way: str) -> Iterator[Note]:
                 "warning",
                 "random",
                 "A random change does much of the same",
-                f"A random change of the same size brings the bias to {with_interval(chance, 'share')}: at least half of the "
-                "fall needs no learning, and may be plain damage.",
+                f"A random change of the same size brings the bias to {with_interval(chance, 'share')}: at least half "
+                "of the fall needs no learning, and may be plain damage.",
             )
 
 
@@ -670,16 +671,17 @@ def _cautions(run: Run, task: Mapping[str, Any]) -> Iterator[Note]:
                 "warning",
                 "chance",
                 "The base model is at chance on this task",
-                f"Its accuracy where the text settles the answer, {with_interval(accuracy, 'percent', suffix='%')}, cannot be "
-                f"told from guessing ({as_text(chance, 'percent')}\u00a0%). Such a model can show neither bias nor "
-                "repair.",
+                f"Its accuracy where the text settles the answer, {with_interval(accuracy, 'percent', suffix='%')}, "
+                f"cannot be told from guessing ({as_text(chance, 'percent')}\u00a0%). Such a model can show "
+                "neither bias nor repair.",
             )
     if before and before.high < EVEN:
         yield Note(
             "note",
             "even",
             "The base model is already close to even",
-            f"Its per-concept bias is {with_interval(before, 'share')}; few items or a fair model look alike at that level.",
+            f"Its per-concept bias is {with_interval(before, 'share')}; few items or a fair model look alike at that "
+            "level.",
         )
     data = mapping(run.card.get("data"))
     if data.get("task") == task["name"] and (

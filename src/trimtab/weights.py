@@ -1,8 +1,8 @@
 """From a model's name to a folder that transformers loads in about a second.
 
 A name is a Hugging Face id, a local folder, a `.gguf` file, or one of the bundled `demo:` names. GGUF files are
-dequantised once into plain safetensors under the cache folder (XDG_CACHE_HOME honoured), because transformers needs 15 to
-40 s for it and the object it makes calls itself quantised and refuses to be saved.
+dequantised once into plain safetensors under the cache folder (XDG_CACHE_HOME honoured), because transformers needs
+15 to 40 s for it and the object it makes calls itself quantised and refuses to be saved.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from trimtab.errors import MissingExtra, ModelError, NotFound, RunError
+from trimtab.runs import disk
 
 if TYPE_CHECKING:
     import torch
@@ -85,15 +90,29 @@ def resolve(name: str, dtype: torch.dtype, notice: Notice = lambda text: None) -
         if not (path / "config.json").is_file():
             held = sorted(p.name for p in path.iterdir())[:6]
             raise ModelError(
-                f"{path} is no model folder: it has no config.json (it holds {', '.join(held) or 'nothing'}). Give a folder "
-                "written by save_pretrained, a .gguf file, or a Hugging Face id"
+                f"{path} is no model folder: it has no config.json (it holds {', '.join(held) or 'nothing'}). Give a "
+                "folder written by save_pretrained, a .gguf file, or a Hugging Face id"
             )
         return str(path), True
     if path.exists():
         raise ModelError(f"{path} is a file, but not a .gguf; give a model folder, a .gguf file or a Hugging Face id")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
-        raise NotFound(f"no model at '{name}'; give a folder, a .gguf file, a Hugging Face id or one of {', '.join(BUNDLED)}")
+        raise NotFound(
+            f"no model at '{name}'; give a folder, a .gguf file, a Hugging Face id or one of {', '.join(BUNDLED)}"
+        )
     return name, False
+
+
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached; asked first, because its client tries for 24 s where it cannot."""
+    if getproxies():
+        return True
+    url = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _bundled_file(name: str, bundled: Bundled) -> Path:
@@ -110,7 +129,7 @@ def _bundled_file(name: str, bundled: Bundled) -> Path:
     joined = cache_root() / "gguf" / f"{name.removeprefix('demo:')}.gguf"
     with _locked(joined):
         if not joined.is_file():
-            with _atomic_folder(joined.parent) as scratch:
+            with _ScratchFolder(joined.parent) as scratch:
                 whole = scratch / joined.name
                 with whole.open("wb") as sink:
                     for part in parts:
@@ -132,7 +151,7 @@ def _converted(gguf: Path, stem: str, dtype: torch.dtype, notice: Notice) -> Pat
     with _locked(folder):
         if not (folder / "config.json").is_file():
             notice(f"converting {gguf.name} once; later loads take about a second")
-            with _atomic_folder(folder.parent) as scratch:
+            with _ScratchFolder(folder.parent) as scratch:
                 made = scratch / "model"
                 _convert(gguf, made, dtype)
                 os.replace(made, folder)
@@ -157,8 +176,8 @@ def _convert(gguf: Path, out: Path, dtype: torch.dtype) -> None:
     except Exception as error:  # the reader raises whatever numpy or struct raised on a short file
         size = gguf.stat().st_size
         raise ModelError(
-            f"{gguf} ({size:,} bytes) cannot be read as a model: {_short(error)}. Is the file whole? Compare its size and "
-            "SHA-256 with the source"
+            f"{gguf} ({size:,} bytes) cannot be read as a model: {_short(error)}. Is the file whole? Compare its size "
+            "and SHA-256 with the source"
         ) from error
     # The weights are plain by now; what follows takes the label off that makes save_pretrained refuse.
     model.is_quantized = False
@@ -182,29 +201,31 @@ def _content_key(path: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-class _atomic_folder:
+class _ScratchFolder:
     """A scratch folder beside the goal, removed whatever happens; a full disk becomes a sentence."""
 
     def __init__(self, parent: Path) -> None:
         self.parent = parent
 
     def __enter__(self) -> Path:
-        self.scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.parent))
+        with disk(self.parent):
+            self.scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.parent))
         return self.scratch
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         shutil.rmtree(self.scratch, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in str(error):
+        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
             raise RunError(
                 f"the disk that holds {self.parent} is full; nothing was left behind. Free space there, or point "
                 "XDG_CACHE_HOME to another disk"
             ) from error
 
 
-def _locked(goal: Path) -> object:
+def _locked(goal: Path) -> AbstractContextManager[object]:
     from filelock import FileLock
 
-    goal.parent.mkdir(parents=True, exist_ok=True)
+    with disk(goal.parent):
+        goal.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(str(goal) + ".lock")
 
 

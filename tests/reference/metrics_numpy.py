@@ -72,9 +72,7 @@ def group_means(items, choice, weight):
         names += [g for g in distinct_groups(r) if g not in names]
     out = {}
     for g in names:
-        mean = weighted_mean(
-            [(weight(r), group_probability(r, g, choice)) for r in items if g in distinct_groups(r)]
-        )
+        mean = weighted_mean([(weight(r), group_probability(r, g, choice)) for r in items if g in distinct_groups(r)])
         if not math.isnan(mean):
             out[g] = mean
     return out

@@ -111,9 +111,7 @@ def test_several_pronouns_and_a_split_off_genitive(folder: Path) -> None:
     assert items["type1/dev/3/female"].prompt == (
         'The guard paid the cleaner after she sold her boat. The pronoun "she" refers to the'
     )
-    assert (items["type1/dev/4/female"].prompt or "").startswith(
-        "The driver met the tailor's aunt when she came."
-    )
+    assert (items["type1/dev/4/female"].prompt or "").startswith("The driver met the tailor's aunt when she came.")
     assert 'The pronoun "his"' in (items["type1/dev/2/male"].prompt or "")
 
 
@@ -222,9 +220,7 @@ def test_a_misplaced_bracket_does_not_lose_the_sentence(tmp_path: Path) -> None:
         "The lawyer asked the [the nurse] and believed [him].",
     )
     items = by_id(load(write(tmp_path / "winobias", {"type2": [pair]})))
-    assert (items["type2/dev/4/male"].prompt or "").startswith(
-        "The lawyer asked the nurse and believed him. The"
-    )
+    assert (items["type2/dev/4/male"].prompt or "").startswith("The lawyer asked the nurse and believed him. The")
 
 
 def test_a_lost_line_does_not_misalign_the_rest(folder: Path) -> None:

@@ -33,9 +33,7 @@ def row(name: str = "a", **changes: Any) -> dict[str, Any]:
 
 def write(tmp_path: Path, *rows: Any, name: str = "items.jsonl") -> Path:
     """A file with one line for each row; text and bytes stay as they are."""
-    lines = [
-        r if isinstance(r, bytes) else (r if isinstance(r, str) else json.dumps(r)).encode() for r in rows
-    ]
+    lines = [r if isinstance(r, bytes) else (r if isinstance(r, str) else json.dumps(r)).encode() for r in rows]
     path = tmp_path / name
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
@@ -125,9 +123,8 @@ def test_a_given_split_is_kept_whatever_the_seed(tmp_path: Path) -> None:
 def test_a_given_split_that_is_not_disjoint_is_kept_and_said(tmp_path: Path) -> None:
     path = write(tmp_path, row("a", split="test"), row("b", split="train", template="did"))
     division = jsonl.load(path, seed=None).division
-    assert (
-        division == "given in the file; NOT disjoint: 1 concept and 0 templates occur in more than one split"
-        or ("NOT disjoint: 1 concept and 0 templates occurs" in division)
+    assert division == "given in the file; NOT disjoint: 1 concept and 0 templates occur in more than one split" or (
+        "NOT disjoint: 1 concept and 0 templates occurs" in division
     )
 
 
@@ -139,9 +136,7 @@ def test_groups_can_stand_in_for_pro_and_anti(tmp_path: Path) -> None:
 def test_pro_and_anti_may_come_from_different_items_of_a_concept(tmp_path: Path) -> None:
     pro = [{"text": "a", "role": "pro"}, {"text": "b", "role": "neither"}]
     anti = [{"text": "a", "role": "anti"}, {"text": "b", "role": "neither"}]
-    assert (
-        len(jsonl.load(write(tmp_path, row("a", options=pro), row("b", options=anti)), seed=None).items) == 2
-    )
+    assert len(jsonl.load(write(tmp_path, row("a", options=pro), row("b", options=anti)), seed=None).items) == 2
 
 
 # what is refused

@@ -120,7 +120,9 @@ class DSO:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if number and not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"DSO.{f.name} must be a finite number of at least 0, got {value}")
-        for name in ("steps", "concepts_per_step", "templates_per_step", "samples", "max_new_tokens", "accumulate", "validate_every"):
+        at_least_one = ("steps", "concepts_per_step", "templates_per_step", "samples", "max_new_tokens", "accumulate",
+                        "validate_every", "patience", "kl_tokens")  # fmt: skip
+        for name in at_least_one:
             if getattr(self, name) < 1:
                 raise UsageError(f"DSO.{name} must be at least 1, got {getattr(self, name)}")
         if self.mode not in ("exact", "sampled"):
@@ -157,13 +159,20 @@ class DSO:
             history = run.learn(Path(checkpoint) if checkpoint is not None else None, progress)
         return Steering(run.interventions(run.best.detach()), self._card(run, items, seed, history))
 
-    def _card(self, run: _Run, items: Task | Sequence[Item], seed: int, history: list[dict[str, float]]) -> dict[str, Any]:
+    def _card(
+        self, run: _Run, items: Task | Sequence[Item], seed: int, history: list[dict[str, float]]
+    ) -> dict[str, Any]:
         default = {f.name: f.default for f in fields(self) if f.default is not MISSING}
         settings = asdict(self)
         alive = (run.best != 0).any(1)
         data: dict[str, Any] = {"items": len(run.train), "validation_items": len(run.validation), "split": "train"}
         if isinstance(items, Task):
-            data |= {"task": items.name, "division": items.division, "division_seed": items.seed, "digest": items.digest()}
+            data |= {
+                "task": items.name,
+                "division": items.division,
+                "division_seed": items.seed,
+                "digest": items.digest(),
+            }
         return {
             "learner": "dso",
             "settings": {
@@ -253,7 +262,9 @@ class _Run:
         if new and self.blocks:
             self._with_base(new)
         elif new:
-            self.known.update({i.id: _Known(i, e, (None,) * _rows(e)) for i, e in zip(new, self.model.encode(new), strict=True)})
+            self.known.update(
+                {i.id: _Known(i, e, (None,) * _rows(e)) for i, e in zip(new, self.model.encode(new), strict=True)}
+            )
         return [self.known[i.id] for i in items]
 
     def _with_base(self, items: Sequence[Item]) -> list[_Known]:
@@ -303,7 +314,9 @@ class _Run:
             start = rng.randrange(max(1, len(ids) - self.s.kl_tokens + 1))
             cut.append(ids[start : start + self.s.kl_tokens])
         with torch.no_grad(), self.model.unsteered():
-            hidden = self.model.body(input_ids=scoring.padded(cut, self.model.device), use_cache=False).last_hidden_state
+            hidden = self.model.body(
+                input_ids=scoring.padded(cut, self.model.device), use_cache=False
+            ).last_hidden_state
         return [(ids, hidden[n, : len(ids)].clone()) for n, ids in enumerate(cut)]
 
     def _base(self, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor | None]:
@@ -321,7 +334,9 @@ class _Run:
         parts = theta.split(self.widths)
         return {s.name: (Diagonal(p[:, 0], p[:, 1]),) for s, p in zip(self.sites, parts, strict=True)}
 
-    def _forward(self, rows: Sequence[tuple[int, ...]], below: Sequence[Tensor | None]) -> Callable[[Sequence[int]], Tensor]:
+    def _forward(
+        self, rows: Sequence[tuple[int, ...]], below: Sequence[Tensor | None]
+    ) -> Callable[[Sequence[int]], Tensor]:
         """A function that runs some of the rows, from the first steered block on where the rest is held for all of them."""
 
         def run(some: Sequence[int]) -> Tensor:
@@ -335,7 +350,9 @@ class _Run:
 
         return run
 
-    def _scores(self, known: Sequence[_Known], texts: Sequence[tuple[int, ...]] = ()) -> tuple[list[Scores], list[Tensor]]:
+    def _scores(
+        self, known: Sequence[_Known], texts: Sequence[tuple[int, ...]] = ()
+    ) -> tuple[list[Scores], list[Tensor]]:
         """Scores of items, and the last hidden states of texts, which ride along in the same passes."""
         flat = scoring.flatten([k.encoded for k in known])
         rows = (*flat.rows, *texts)
@@ -357,7 +374,10 @@ class _Run:
         return attach(self.model.hf, Steering(self.interventions(self.theta)), 1.0)
 
     def _loss(
-        self, concepts: Sequence[Sequence[_Known]], clear: Sequence[_Known], windows: Sequence[tuple[tuple[int, ...], Tensor]]
+        self,
+        concepts: Sequence[Sequence[_Known]],
+        clear: Sequence[_Known],
+        windows: Sequence[tuple[tuple[int, ...], Tensor]],
     ) -> tuple[Tensor, dict[str, float]]:
         """The bias of some concepts, the guards, and the KL on some windows of neutral text."""
         known = [k for group in concepts for k in group] + list(clear)
@@ -413,7 +433,13 @@ class _Run:
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(random.Random(f"{self.seed}:{key}:answers").getrandbits(63))
             new = self.model.generate_ids(
-                rows, keep_stop=True, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=self.s.max_new_tokens
+                rows,
+                keep_stop=True,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=self.s.max_new_tokens,
             )
         n = self.s.samples
         return [tuple(tuple(a) for a in new[i * n : (i + 1) * n]) for i in range(len(prompts))]
@@ -443,10 +469,15 @@ class _Run:
                 state.look(figures, self._validate())
                 window = []
                 state.save()
+                # A resumed run begins without them, and a batch of other items may round the base's values otherwise.
+                self.known.clear()
+                self.references.clear()
             if progress is not None:
                 spent = time.monotonic() - begun
                 left = spent / (state.step - first) * (self.s.steps - state.step)
-                shown = tuple((k, v) for k, v in (state.history[-1] if not window else window[-1]).items() if k != "step")
+                shown = tuple(
+                    (k, v) for k, v in (state.history[-1] if not window else window[-1]).items() if k != "step"
+                )
                 progress(Progress("learning", state.step, self.s.steps, shown, left))
         if not state.history:
             self.best = self.theta.detach().clone()
@@ -476,9 +507,14 @@ class _Run:
                 if watched or read:
                     extra, more = self._loss([], watched, read)
                     loss, seen = loss + extra, seen | more
-            # Attached again: activation checkpointing computes the blocks, hooks and all, once more.
-            with self._attached() if self.s.checkpointing else nullcontext():
+            # Attached again: activation checkpointing computes the blocks, hooks and all, once more. Only the blocks,
+            # so the final norm stays silent, and the dial may not be asked on leaving whether every site fired.
+            dial = self._attached() if self.s.checkpointing else None
+            try:
                 (share * loss).backward()
+            finally:
+                if dial is not None:
+                    dial.detach()
             for key, value in {"loss": float(loss.detach()), **seen}.items():
                 figures[key] = figures.get(key, 0.0) + share * value
         if "kl" in figures:
@@ -578,7 +614,10 @@ class _State:
             with safe_open(path, "pt") as file:
                 scalars = json.loads(file.metadata()["state"])
                 tensors = {k: file.get_tensor(k).to(self.run.model.device) for k in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            whole = {"identity", "step", "stale", "beta", "best_score", "history"} <= scalars.keys()
+            if not (whole and {"theta", "best", "exp_avg", "exp_avg_sq", "updates"} <= tensors.keys()):
+                raise ValueError("parts are missing")
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"the checkpoint {path} is damaged ({error}); delete it to begin anew") from error
         differing = sorted(k for k, v in self.identity.items() if scalars["identity"].get(k) != v)
         if differing:

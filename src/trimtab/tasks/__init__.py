@@ -66,9 +66,7 @@ def load_task(spec: str, *, data: str | Path | None = None, seed: int | None) ->
 def describe() -> list[tuple[str, str]]:
     """(name, one line about it) of every task that can be loaded: built-in ones first, then entry points."""
     others = [(name, f"{point.value}{_dist(point)}") for name, point in sorted(_plugins().items())]
-    return [(name, line) for name, (_, line) in BUILT_IN.items()] + [
-        o for o in others if o[0] not in BUILT_IN
-    ]
+    return [(name, line) for name, (_, line) in BUILT_IN.items()] + [o for o in others if o[0] not in BUILT_IN]
 
 
 def _resolve(where: str) -> Loader:
@@ -81,9 +79,7 @@ def _pronoun(argument: str, data: str | Path | None, seed: int | None) -> Task:
     from trimtab.tasks import pronoun
 
     if argument:
-        raise TaskError(
-            f"The task 'pronoun' takes nothing after its name, got {argument!r}; use `--task pronoun`."
-        )
+        raise TaskError(f"The task 'pronoun' takes nothing after its name, got {argument!r}; use `--task pronoun`.")
     return pronoun.load(seed)
 
 
@@ -98,6 +94,6 @@ def _dist(point: EntryPoint) -> str:
 def _unknown(spec: str, name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name.lower(), known, n=1)
     guess = f" Did you mean {close[0]!r}?" if close else ""
-    if not close and (name.endswith(".jsonl") or "/" in name):
+    if name.endswith(".jsonl") or "/" in name:
         guess = f" For a file of your own, use 'jsonl:{spec}'."
     return f"Unknown task {name!r}.{guess} Known tasks: {', '.join(sorted(set(known)))}."

@@ -142,9 +142,7 @@ def load(
         if not any(s.kind == kind for s in sentences):
             raise TaskError(f"No usable sentence of {kind} in {str(folder)!r}: {_reasons(left)}. {_EXPECTED}")
     items = [item for s in sentences for item in _items(s, style, genders)]
-    name = ":".join(
-        ["coreference", *([style] if style != "continuation" else []), *(kinds if len(kinds) == 1 else [])]
-    )
+    name = ":".join(["coreference", *([style] if style != "continuation" else []), *(kinds if len(kinds) == 1 else [])])
     return Task(name=name, items=tuple(items), division=_division(sentences, items, total, left), seed=None)
 
 
@@ -202,9 +200,7 @@ def _aligned(folder: Path, kind: Kind, genders: dict[str, str], left: Counter[st
     for part in PARTS:
         if len(present[part]) == 1:
             lacks = next(n for n in names[part] if n not in present[part])
-            raise NotFound(
-                f"{str(folder)!r} has {present[part][0]} but lacks {lacks}; both pronouns are needed."
-            )
+            raise NotFound(f"{str(folder)!r} has {present[part][0]} but lacks {lacks}; both pronouns are needed.")
     if not any(present.values()):
         raise NotFound(f"{str(folder)!r} has no {' and '.join(names['dev'])}; {_EXPECTED}")
     for part in (p for p in PARTS if present[p]):
@@ -299,9 +295,7 @@ def _items(sentence: _Sentence, style: Style, genders: dict[str, str]) -> list[I
     return items
 
 
-def _shown(
-    style: Style, text: str, pronoun: str, x: str, y: str
-) -> tuple[str | None, tuple[Message, ...] | None]:
+def _shown(style: Style, text: str, pronoun: str, x: str, y: str) -> tuple[str | None, tuple[Message, ...] | None]:
     if style == "continuation":
         return f'{text} The pronoun "{pronoun}" refers to the', None
     if style == "listed":
@@ -342,9 +336,7 @@ def _division(sentences: list[_Sentence], items: list[Item], total: int, left: C
         pairs = {s.pair for s in sentences if s.split == split}
         mine = [i for i in items if i.split == split]
         settled = sum(not i.ambiguous for i in mine)
-        parts.append(
-            f"{split} {len(mine) - settled} ambiguous + {settled} unambiguous items, {len(pairs)} pairs"
-        )
+        parts.append(f"{split} {len(mine) - settled} ambiguous + {settled} unambiguous items, {len(pairs)} pairs")
     return (
         "fixed: disjoint by occupation, and so by pair, and by wording; "
         f"{'; '.join(parts)}; left out of {total} sentences {sum(left.values())}: {_reasons(left)}"

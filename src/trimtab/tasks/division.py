@@ -99,9 +99,7 @@ def components(items: Sequence[Item]) -> list[Counter[Node]]:
 _REMEDY = 'Give a "split" on each line of the file, or use `--split all` for evaluation only.'
 
 
-def _deal(
-    parts: list[Counter[Node]], rng: random.Random, fractions: tuple[float, float, float]
-) -> dict[str, Split]:
+def _deal(parts: list[Counter[Node]], rng: random.Random, fractions: tuple[float, float, float]) -> dict[str, Split]:
     total = sum(sum(part.values()) for part in parts)
     lacking = {s: f * total for s, f in zip(SPLITS, fractions, strict=True)}
     empty = set(SPLITS)
@@ -128,9 +126,7 @@ def _cross(
         of_concept = _cut(concepts, rng, fractions)
         of_template = _cut(templates, rng, fractions)
         kept = [
-            replace(i, split=of_concept[i.concept])
-            for i in items
-            if of_concept[i.concept] == of_template[i.template]
+            replace(i, split=of_concept[i.concept]) for i in items if of_concept[i.concept] == of_template[i.template]
         ]
         if {i.split for i in kept} == set(SPLITS):
             return kept

@@ -67,9 +67,7 @@ def load(path: str | Path, seed: int | None) -> Task:
     file = Path(path).expanduser()
     if not file.is_file():
         why = "is a folder" if file.is_dir() else "does not exist"
-        raise NotFound(
-            f"The task file {str(path)!r} {why} (seen from {Path.cwd()}); give the path of a JSONL file."
-        )
+        raise NotFound(f"The task file {str(path)!r} {why} (seen from {Path.cwd()}); give the path of a JSONL file.")
     defects = _Defects()
     rows = _rows(file.read_bytes(), defects)
     parsed = [(line, _Reader(line, row, defects)) for line, row in rows]
@@ -171,9 +169,7 @@ class _Reader:
     def item(self) -> Item:
         """The item of a sound line."""
         row = self.row
-        messages = (
-            tuple(Message(m["role"], m["content"]) for m in row["messages"]) if "messages" in row else None
-        )
+        messages = tuple(Message(m["role"], m["content"]) for m in row["messages"]) if "messages" in row else None
         shown = messages[-1].content if messages else row["prompt"]
         positions = listed_positions(shown, [o["text"] for o in row["options"]])
         options = tuple(
@@ -203,9 +199,7 @@ class _Reader:
         for name in getattr(given, "repeated", ()):
             self._defect(where + name, "given more than once")
 
-    def _required(
-        self, name: str, kind: type, *, where: str = "", of: Mapping[str, Any] | None = None
-    ) -> Any:
+    def _required(self, name: str, kind: type, *, where: str = "", of: Mapping[str, Any] | None = None) -> Any:
         """The value of a field if it is there and of that type; otherwise None and a defect."""
         given = self.row if of is None else of
         if name not in given:

@@ -47,19 +47,15 @@ def find_folder(name: str, data: str | Path | None, *, required: Sequence[str] =
     Raises NotFound saying which files were missing where.
     """
     root = data_root(data)
-    if required:
-        candidates = [root, root / name]
-    else:
-        candidates = [root / name, *([root] if root.resolve().name == name else [])]
+    itself = [root] if root.resolve().name == name else []
+    candidates = [root, root / name] if required else [root / name, *itself]
     for folder in candidates:
         if folder.is_dir() and not missing(folder, required):
             return folder
     nearest = root / name if (root / name).is_dir() else root
     lacks = missing(nearest, required)
     what = f"{str(nearest)!r} lacks {', '.join(lacks)}" if lacks else f"{str(root)!r} has no folder {name!r}"
-    raise NotFound(
-        f"Looked for the benchmark {name!r} in {str(root)!r} and its folder {name!r}: {what}; {REMEDY}."
-    )
+    raise NotFound(f"Looked for the benchmark {name!r} in {str(root)!r} and its folder {name!r}: {what}; {REMEDY}.")
 
 
 def missing(folder: Path, required: Sequence[str]) -> list[str]:

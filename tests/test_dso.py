@@ -1,0 +1,482 @@
+"""DSO: it learns what it says, the same seed gives the same file, a killed run loses nothing, and each guard guards."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trimtab import artifact
+from trimtab.errors import RunError, TaskError, UsageError
+from trimtab.evaluate import evaluate
+from trimtab.learners.dso import DSO, outcome
+from trimtab.model import SteerableModel
+from trimtab.steering import Steering
+from trimtab.testing import tiny, tiny_task
+from trimtab.types import Item, Option, Progress, Task
+
+FAST: dict[str, Any] = {"steps": 12, "learning_rate": 5e-3, "validate_every": 4, "patience": 99}
+
+
+@pytest.fixture(scope="module")
+def model() -> SteerableModel:
+    return tiny("llama")
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return tiny_task(12, 12)
+
+
+@pytest.fixture
+def fit(model, task, neutral_file):
+    """Learn with some settings changed."""
+
+    def run(items: Any = task, *, seed: int = 0, on: SteerableModel = model, **given: Any) -> Steering:
+        calls = {k: given.pop(k) for k in ("reward", "checkpoint", "progress") if k in given}
+        return DSO(**{**FAST, **given}).fit(on, items, seed=seed, neutral=neutral_file, **calls)
+
+    return run
+
+
+def numbers(steering: Steering) -> torch.Tensor:
+    return torch.cat([t.flatten() for g in steering.interventions.values() for i in g for t in i.tensors().values()])
+
+
+def saved(steering: Steering, folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in artifact.save(steering, folder).iterdir()}
+
+
+def figure(
+    metric: str, model: SteerableModel, items: Any, steering: Steering | None, neutral: Path, split: str = "train"
+) -> float:
+    """One figure of the base, or of a steering at strength 1."""
+    task = items if isinstance(items, Task) else Task("own", tuple(items), "given")
+    found = evaluate(
+        model, task, steering, [1.0], seed=0, split=split, controls=False, samples=(), neutral=neutral, resamples=2
+    )  # fmt: skip
+    return found.value(metric, strength=0.0 if steering is None else 1.0)
+
+
+def train_bias(model: SteerableModel, items: Any, steering: Steering | None, neutral: Path) -> float:
+    return figure("per_concept_bias", model, items, steering, neutral)
+
+
+# -- it learns
+
+
+def test_the_bias_falls_and_a_random_direction_of_the_same_norm_does_not_do_it(model, task, fit, neutral_file):
+    """On training items the bias falls by more than two thirds; three random twins keep most of it."""
+    steering = fit(steps=40, validate_every=40)
+    before = train_bias(model, task, None, neutral_file)
+    after = train_bias(model, task, steering, neutral_file)
+    assert before > 0.3, "the tiny model has no bias to speak of, so this shows nothing"
+    assert after < before / 3
+    for seed in range(3):
+        assert train_bias(model, task, steering.random(seed), neutral_file) > 0.6 * before
+
+
+def test_the_base_is_untouched_by_learning(model, task, fit):
+    """After fit, also one that failed, the weights, their gradients and the hooks are as before."""
+    fingerprint = model.fingerprint()
+    fit(steps=2)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit(steps=2, progress=stop_at(1, RuntimeError("on purpose")))
+    assert model.fingerprint() == fingerprint
+    assert all(p.grad is None and not p.requires_grad for p in model.hf.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules())
+    assert model.hf.config._attn_implementation == "sdpa"
+
+
+def test_the_loss_is_the_one_that_is_written_down(model, task, fit, neutral_file):
+    """One step over all concepts and wordings reports the bias that evaluation finds on the base."""
+    steering = fit(steps=1, concepts_per_step=99, templates_per_step=99, validate_every=1)
+    (first,) = steering.card["history"]
+    assert first["bias"] == pytest.approx(train_bias(model, task, None, neutral_file), abs=1e-5)
+    assert first["unambiguous"] == pytest.approx(0, abs=1e-6)
+    assert first["mass"] == pytest.approx(0, abs=1e-6)
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+
+
+# -- the same seed, the same file
+
+
+def test_one_seed_gives_one_folder_byte_for_byte_and_another_seed_another(fit, tmp_path):
+    """Card and tensors; on a fresh copy of the model as well."""
+    one = saved(fit(), tmp_path / "a")
+    assert saved(fit(), tmp_path / "b") == one
+    assert saved(fit(on=tiny("llama")), tmp_path / "c") == one
+    torch.manual_seed(99)
+    assert saved(fit(), tmp_path / "d") == one
+    assert saved(fit(seed=1), tmp_path / "e")[artifact.TENSORS] != one[artifact.TENSORS]
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside: nothing catches it."""
+
+
+def stop_at(step: int, error: BaseException):
+    def progress(p: Progress) -> None:
+        if p.done >= step:
+            raise error
+
+    return progress
+
+
+KILLS = [
+    *(({}, k) for k in [(1,), (4,), (5,), (11,), (12,), (6, 9, 12)]),
+    ({"depth": 0.5}, (5,)),
+    ({"depth": 0.5}, (8,)),
+]
+
+
+@pytest.mark.parametrize(("settings", "kills"), KILLS, ids=str)
+def test_a_killed_run_goes_on_to_the_file_of_an_unbroken_one(fit, tmp_path, settings, kills):
+    """Killed at any step, also several times, and begun again: the same bytes, card and tensors."""
+    whole = saved(fit(**settings), tmp_path / "whole")
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    for step in kills:
+        with pytest.raises(Killed):
+            fit(checkpoint=checkpoint, progress=stop_at(step, Killed()), **settings)
+        assert checkpoint.exists() == (step >= 4)
+    assert saved(fit(checkpoint=checkpoint, **settings), tmp_path / "resumed") == whole
+
+
+def test_a_killed_sampled_run_goes_on_to_the_file_of_an_unbroken_one(fit, tmp_path):
+    """Generated answers are drawn from seed and step alone, so resuming draws the same."""
+    sampled = {"mode": "sampled", "steps": 4, "validate_every": 2, "max_new_tokens": 4, "concepts_per_step": 2}
+    whole = saved(fit(**sampled), tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit(checkpoint=tmp_path / "c.safetensors", progress=stop_at(3, Killed()), **sampled)
+    assert saved(fit(checkpoint=tmp_path / "c.safetensors", **sampled), tmp_path / "resumed") == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"learning_rate": 1e-3}, "settings"), ({"seed": 1}, "seed"), ({"on": 7}, "model"), ({"items": 3}, "data")],
+    ids=lambda v: str(v) if isinstance(v, str) else "",
+)
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs(fit, tmp_path, change, says):
+    """Other settings, seed, weights or items: continuing would be a mixture of two runs."""
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Killed):
+        fit(checkpoint=path, progress=stop_at(4, Killed()))
+    before = path.read_bytes()
+    if "on" in change:
+        change = {"on": tiny("llama", seed=change["on"])}
+    if "items" in change:
+        change = {"items": tiny_task(12, 12, seed=change["items"])}
+    with pytest.raises(RunError, match=f"belongs to another run: its .*{says}"):
+        fit(checkpoint=path, **change)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "no state", "other state", "a pickle"])
+def test_a_damaged_checkpoint_is_refused_and_says_what_to_do(fit, tmp_path, damage):
+    """It is neither guessed at nor silently begun anew."""
+    from safetensors.torch import save
+
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Killed):
+        fit(checkpoint=path, progress=stop_at(4, Killed()))
+    whole = path.read_bytes()
+    path.write_bytes({
+        "empty": b"", "cut": whole[:-50], "noise": bytes(range(256)) * 4, "no state": save({"theta": torch.zeros(2)}),
+        "other state": save({"theta": torch.zeros(2)}, metadata={"state": json.dumps({"step": 3})}),
+        "a pickle": b"\x80\x04\x95",
+    }[damage])  # fmt: skip
+    with pytest.raises(RunError, match=r"damaged.*delete it to begin anew"):
+        fit(checkpoint=path)
+
+
+# -- memory: the same result in smaller pieces
+
+
+def one_step(fit, **given: Any) -> torch.Tensor:
+    # A first step of Adam shows the sign of a gradient only; the second moments show its size.
+    return numbers(fit(steps=3, validate_every=3, concepts_per_step=4, **given))
+
+
+def test_checkpointed_activations_give_the_same_numbers(fit):
+    """Computing activations again in the backward pass changes nothing but memory."""
+    torch.testing.assert_close(one_step(fit, checkpointing=True), one_step(fit), atol=1e-6, rtol=1e-4)
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole_bias(fit):
+    """Without the terms that are means of a whole step, four parts of one concept each sum to the step's gradient."""
+    plain = {
+        "template_weight": 0.0,
+        "neither_guard": 0.0,
+        "mass_guard": 0.0,
+        "unambiguous_per_step": 0,
+        "kl_windows": 0,
+    }
+    whole = one_step(fit, **plain)
+    for parts in (2, 4, 50):
+        torch.testing.assert_close(one_step(fit, accumulate=parts, **plain), whole, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="template, neither and mass terms are not sums over parts: each part takes them of its own items",
+)
+def test_accumulated_parts_give_the_gradient_of_the_whole_objective(fit):
+    """With every term on, accumulation leaves the learned numbers what they were."""
+    whole, parts = one_step(fit), one_step(fit, accumulate=2)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-3)
+
+
+def test_replaying_lower_blocks_changes_no_score(model, task):
+    """Blocks below the first steered site are computed once an item; scores from there on are equal bit for bit."""
+    from trimtab.learners.dso import _Run
+
+    deep = tiny("llama", num_hidden_layers=4)
+    train = list(task.split("train"))
+    run = _Run(DSO(depth=0.5), deep, train, [], ["Rain fell on the hill."], 0, None)
+    assert len(run.blocks) == 2
+    with torch.no_grad():
+        run.theta.copy_(torch.randn(run.theta.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+        known = run._with_base(train)
+        assert all(h is not None for k in known for h in k.below)
+        bare = [dataclasses.replace(k, below=(None,) * len(k.below)) for k in known]
+        with run._attached():
+            replayed, fresh = run._scores(known)[0], run._scores(bare)[0]
+    assert all(
+        torch.equal(a.logp, b.logp) and torch.equal(a.log_mass, b.log_mass)
+        for a, b in zip(replayed, fresh, strict=True)
+    )
+    base = [k.logp for k in known]
+    assert not any(torch.allclose(a.logp, b) for a, b in zip(replayed, base, strict=True)), "the steering did nothing"
+
+
+def test_depth_leaves_the_lower_blocks_alone(fit):
+    """At depth 0.5 of two blocks only sites of the second and the final norm are steered; at 0 all."""
+    assert {s.split(".")[1] for s in fit(steps=1, depth=0.5).interventions if s.startswith("layers")} == {"1"}
+    assert {s.split(".")[1] for s in fit(steps=1).interventions if s.startswith("layers")} == {"0", "1"}
+
+
+# -- the terms
+
+
+def test_l1_leaves_fewer_neurons_and_the_card_reports_their_share(fit):
+    """The share in the card is the share of neurons with a number that is not 0; without l1 it is 1."""
+    dense, sparse = fit(), fit(l1=0.8)
+    for steering in (dense, sparse):
+        alive = torch.cat([(g[0].a != 0) | (g[0].c != 0) for g in steering.interventions.values()])
+        assert steering.card["neurons"]["steered"] == alive.numel()
+        assert steering.card["neurons"]["surviving_share"] == pytest.approx(alive.float().mean().item())
+    assert dense.card["neurons"]["surviving_share"] == 1
+    assert 0 < sparse.card["neurons"]["surviving_share"] < 0.9
+
+
+def test_a_small_kl_budget_keeps_the_model_nearer_to_its_base(model, task, fit, neutral_file):
+    """On neutral text that training did not see, a tiny budget ends with far less KL than a huge one."""
+
+    def kl(budget: float) -> float:
+        return figure("kl", model, task, fit(steps=40, validate_every=40, kl_budget=budget), neutral_file, "test")
+
+    tight, loose = kl(1e-4), kl(1e6)
+    assert loose > 1e-3, "even a huge budget was not used, so this shows nothing"
+    assert tight < loose / 1.5
+
+
+def listed_task() -> Task:
+    """Two options named in the prompt, each item in both orders."""
+    items = []
+    for c in range(6):
+        for t in range(4):
+            for order in (0, 1):
+                names = ("the cook", "the guard") if order == 0 else ("the guard", "the cook")
+                options = tuple(
+                    Option(n, "pro" if n == "the cook" else "anti", n.split()[1], names.index(n))
+                    for n in ("the cook", "the guard")
+                )
+                prompt = f"In case {c} of room {t}, is it {names[0]} or {names[1]}? It is"
+                items.append(Item(f"{c}-{t}-{order}", options, f"case {c}", f"room {t}", True, prompt, None, "train"))
+    return Task("listed", tuple(items), "all for training")
+
+
+def test_the_position_guard_closes_the_shortcut(model, fit, neutral_file):
+    """Answering by position makes the bias 0 too; guarded, the bias falls and the position effect does not rise."""
+    task = listed_task()
+    steering = fit(task, steps=40, validate_every=40, position_guard=5.0)
+    base, guarded = (abs(figure("position_effect", model, task, s, neutral_file)) for s in (None, steering))
+    assert train_bias(model, task, steering, neutral_file) < 0.5 * train_bias(model, task, None, neutral_file)
+    assert guarded <= base + 0.03
+
+
+def test_the_unambiguous_guard_keeps_right_answers(model, task, fit, neutral_file):
+    """With the guard P(correct) on settled training items stays what it was, and is not below what it is without."""
+
+    def accuracy(steering: Steering | None) -> float:
+        return figure("unambiguous_accuracy", model, task, steering, neutral_file)
+
+    free, guarded = (accuracy(fit(steps=30, unambiguous_guard=g, unambiguous_per_step=99)) for g in (0.0, 5.0))
+    assert guarded >= accuracy(None) - 0.02
+    assert guarded >= free - 0.01
+
+
+def test_neither_is_held_where_the_base_has_it(model, task, fit, neutral_file):
+    """The share of "they" after learning is near the base's: the model is not paid for refusing."""
+    after, before = (figure("neither_rate", model, task, s, neutral_file) for s in (fit(steps=40), None))
+    assert after == pytest.approx(before, abs=0.06)
+
+
+# -- K groups
+
+
+def three_groups() -> list[Item]:
+    options = tuple(Option(text, role, text) for text, role in (("a", "pro"), ("b", "anti"), ("c", "anti")))
+    return [
+        Item(f"{c}-{t}", options, f"team {c}", f"game {t}", True, f"In game {t} team {c} chose", None, "train")
+        for c in range(6)
+        for t in range(4)
+    ]
+
+
+def test_with_three_groups_the_range_between_them_falls(model, fit, neutral_file):
+    """max - min over the groups, as evaluation measures it, is what is learned down."""
+    items = three_groups()
+    before = train_bias(model, items, None, neutral_file)
+    after = train_bias(model, items, fit(items, steps=60, validate_every=60, learning_rate=1e-2), neutral_file)
+    assert before > 0.2
+    assert after < 0.5 * before
+
+
+# -- sampled mode
+
+
+def shorter(item: Item, answers: Any) -> list[float]:
+    """A user's own reward: fewer characters."""
+    return [-float(len(a)) for a in answers]
+
+
+def test_a_reward_of_the_users_own_is_raised(model, fit, task):
+    """REINFORCE on "shorter answers": sampled answers are shorter than the base's, drawn with other seeds."""
+    items = [dataclasses.replace(i, split="train") for i in task.split("train") if i.ambiguous]
+    sampled = {"mode": "sampled", "samples": 6, "max_new_tokens": 6, "learning_rate": 3e-2, "kl_budget": 10.0}
+    steering = fit(items, reward=shorter, steps=40, validate_every=40, kl_windows=0, unambiguous_per_step=0, **sampled)
+
+    def length(w: float) -> float:
+        torch.manual_seed(0)
+        prompts = [i.prompt or "" for i in items] * 6
+        with model.steer(steering, w):
+            texts = model.generate(prompts, max_new_tokens=6, do_sample=True, top_k=0)
+        return sum(map(len, texts)) / len(texts)
+
+    assert length(1.0) < 0.9 * length(0.0)
+
+
+def test_sampling_is_a_function_of_the_seed_and_leaves_the_global_generator_alone(fit):
+    """Twice the same, another with another seed; the caller's random stream is not moved."""
+    sampled = {"mode": "sampled", "steps": 2, "max_new_tokens": 4, "concepts_per_step": 2, "samples": 2}
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one = numbers(fit(reward=shorter, **sampled))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(numbers(fit(reward=shorter, **sampled)), one)
+    assert not torch.equal(numbers(fit(reward=shorter, seed=1, **sampled)), one)
+
+
+def test_the_default_reward_of_sampled_mode_runs(fit):
+    """Without a reward of one's own the concept's majority outcome is charged."""
+    steering = fit(mode="sampled", steps=2, max_new_tokens=4, concepts_per_step=2)
+    assert "reward" in steering.card["history"][-1]
+
+
+@pytest.mark.parametrize("bad", [lambda i, a: [0.0], lambda i, a: [float("nan")] * len(a)], ids=["too few", "NaN"])
+def test_a_reward_that_returns_nonsense_is_refused(fit, bad):
+    """One finite number for each answer, or a sentence."""
+    with pytest.raises(UsageError, match="one finite number for each answer"):
+        fit(mode="sampled", steps=1, max_new_tokens=2, reward=bad)
+
+
+def test_an_answer_is_matched_as_whole_words():
+    """ "she" does not begin with "he", "hear" is not "he", the longer option wins."""
+    item = tiny_task().items[0]
+    said = {o.text: o.role for o in item.options}
+    assert outcome(item, " She, and") == said["she"]
+    assert outcome(item, "he.") == said["he"]
+    assert outcome(item, "hear") == "neither"
+    assert outcome(item, "") == "neither"
+    assert outcome(item, "well, he") == "neither"
+
+
+# -- settings, validation, progress
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"steps": 0}, {"steps": -1}, {"learning_rate": float("nan")}, {"learning_rate": float("inf")}, {"l1": -0.1},
+        {"kl_budget": float("nan")}, {"mode": "guess"}, {"mode": "sampled", "samples": 1}, {"depth": 1.0},
+        {"accumulate": 0}, {"concepts_per_step": 0}, {"patience": 0}, {"validate_every": 0}, {"kl_tokens": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused_when_they_are_made(bad):
+    """Before any model is loaded, with the name of the setting."""
+    with pytest.raises(UsageError, match=next(k for k in reversed(bad))):
+        DSO(**bad)
+
+
+def test_a_reward_in_exact_mode_is_refused(fit):
+    """It would be ignored."""
+    with pytest.raises(UsageError, match="mode='sampled'"):
+        fit(reward=shorter)
+
+
+def test_it_learns_without_validation_items(fit, task):
+    """The last parameters are the result then."""
+    items = [dataclasses.replace(i, split=None) for i in task.split("train")]
+    steering = fit(items)
+    assert numbers(steering).abs().sum() > 0
+    assert steering.card["data"]["validation_items"] == 0
+    assert len(steering.card["history"]) == 3
+
+
+def test_the_best_look_is_kept_and_patience_stops(fit):
+    """The history's best validation score is the one that is kept: learning stops `patience` looks after it."""
+    steering = fit(steps=60, validate_every=2, patience=2, learning_rate=0.05)
+    scores = [h["validation_score"] for h in steering.card["history"]]
+    best = scores.index(min(scores))
+    assert len(scores) - 1 - best == 2
+    assert steering.card["stopped_at"] == 2 * len(scores) < 60
+    cut = fit(steps=60, validate_every=2, patience=1, learning_rate=0.05)
+    assert len(cut.card["history"]) <= len(scores)
+
+
+def test_progress_is_monotone_and_ends_at_the_total(fit):
+    """done rises by one a step to the total; loss, bias, KL and the time left are told."""
+    seen: list[Progress] = []
+    fit(progress=seen.append)
+    assert [p.done for p in seen] == list(range(1, 13))
+    assert {p.total for p in seen} == {12}
+    assert all(p.seconds_left is not None and p.seconds_left >= 0 for p in seen)
+    assert all({"loss", "bias", "kl"} <= dict(p.figures).keys() for p in seen)
+
+
+def test_the_card_tells_given_settings_from_defaulted_ones(fit, model, task):
+    """And model, data, seed, licence and limits, so that the file explains itself."""
+    card = fit(steps=1).card
+    assert card["settings"]["given"] == {"steps": 1, "learning_rate": 5e-3, "validate_every": 4, "patience": 99}
+    assert set(card["settings"]["defaulted"]) == {f.name for f in dataclasses.fields(DSO)} - set(
+        card["settings"]["given"]
+    )
+    assert card["model"]["fingerprint"] == model.fingerprint()
+    assert card["data"]["digest"] == task.digest()
+    assert card["seed"] == 0
+    assert card["licence"]
+    assert card["limits"]
+
+
+def test_no_training_items_is_a_task_error(fit, task):
+    """A task whose items are all for testing has nothing to learn from."""
+    only = dataclasses.replace(task, items=task.split("test"))
+    with pytest.raises(TaskError, match="no ambiguous item"):
+        fit(only)
