@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import metrics_numpy as oracle
 
+from reference import metrics_numpy as oracle
 from trimtab import metrics
 from trimtab.errors import UsageError
 from trimtab.types import Record, TextRecord

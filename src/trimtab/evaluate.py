@@ -376,11 +376,11 @@ def certify(
     """The same steering, its card extended by figures of the validation split and the safe range of strengths.
 
     A strength is safe where no figure of CAPABILITY_LOSS is worse than the base's by more than its allowance, at this
-    stop of the dial and at every lower one; the default strength is the highest safe stop.
+    stop of the dial and at every lower one; the default strength is the highest safe stop, the lowest stop where none is.
     """
     stops = (0.0, 0.25, 0.5, 0.75, 1.0)
     found = evaluate(
-        model, task, steering, stops, seed=seed, split="validation", controls=False, neutral=neutral, samples=(),
+        model, task, steering, stops, seed=seed, split="validation", controls=False, neutral=neutral, samples=(), limit=400,
         name="steering", resamples=1000, progress=progress,
     )  # fmt: skip
     safe = 0.0
@@ -389,7 +389,7 @@ def certify(
             break
         safe = stop
     card = dict(steering.card)
-    card["strength"] = {"trained": list(steering.trained_range), "safe": [0.0, safe], "default": safe or stops[-1]}
+    card["strength"] = {"trained": list(steering.trained_range), "safe": [0.0, safe], "default": safe or stops[1]}
     card["results"] = list(found.results)
     return Steering(steering.interventions, card)
 

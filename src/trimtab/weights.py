@@ -81,6 +81,8 @@ def resolve(name: str, dtype: torch.dtype, notice: Notice = lambda text: None) -
         return str(_converted(_bundled_file(name, bundled), name.replace(":", "-"), dtype, notice)), True
     if name.startswith("demo:"):
         raise NotFound(f"no bundled model '{name}'; there are {', '.join(BUNDLED)}")
+    if not name.strip():  # Path("") would be the working folder
+        raise NotFound("the model's name is empty; give a folder, a .gguf file, a Hugging Face id or a demo: name")
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -55,11 +55,14 @@ LIMITS = (
 )
 
 
-DUAL_RATE = 0.1
-"""How fast the KL's weight follows its budget: a factor of at most exp(0.1) a step."""
+DUAL_RATE = 0.03
+"""How fast the KL's weight follows its budget: a factor of at most exp(0.03) a step. At 0.1 it overshot to 70 and stopped
+the learning for 50 steps (measured)."""
+GUARDS_AT_MOST = 384
+"""Unambiguous items that a fit draws from."""
 REFERENCE_ITEMS = 4
 """Items of a template whose mean stands for the base's P(neither) and option mass there."""
-VALIDATION_AT_MOST = 600
+VALIDATION_AT_MOST = 300
 """Validation items looked at, spread evenly."""
 
 
@@ -71,9 +74,9 @@ class DSO:
     """Pattern of the sites to steer."""
     depth: float = 0.0
     """Share of the blocks, counted from the input, that is left alone; what they compute is then computed once an item."""
-    steps: int = 90
+    steps: int = 80
     """Optimiser steps."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     """Of Adam, after a short warm-up, decaying to 0 along a cosine."""
     concepts_per_step: int = 20
     """Concepts in a step; the bias of each is estimated from its items in the step."""
@@ -91,8 +94,8 @@ class DSO:
     """Weight of |mean P(neither) - the base's|."""
     mass_guard: float = 1.0
     """Weight of the mean fall of the log of the options' total probability below the base."""
-    kl_budget: float = 0.02
-    """eps: KL(steered || base) on neutral text, nats a token."""
+    kl_budget: float = 0.035
+    """eps: KL(steered || base) on neutral text, nats a token; inf for no budget."""
     kl_windows: int = 6
     """Windows of neutral text in a step at whose tokens the KL is computed."""
     kl_tokens: int = 14
@@ -105,7 +108,7 @@ class DSO:
     """Answers generated for each item in sampled mode; each is compared with the mean of the others."""
     max_new_tokens: int = 16
     """Length of a generated answer in sampled mode."""
-    validate_every: int = 45
+    validate_every: int = 40
     """Steps between looks at the validation items."""
     patience: int = 3
     """Looks without improvement after which learning stops."""
@@ -118,7 +121,8 @@ class DSO:
         for f in fields(self):
             value = getattr(self, f.name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if number and not (math.isfinite(value) and value >= 0):
+            unbounded = f.name == "kl_budget" and value == math.inf
+            if number and not unbounded and not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"DSO.{f.name} must be a finite number of at least 0, got {value}")
         at_least_one = ("steps", "concepts_per_step", "templates_per_step", "samples", "max_new_tokens", "accumulate",
                         "validate_every", "patience", "kl_tokens")  # fmt: skip
@@ -226,7 +230,8 @@ class _Run:
         self.theta = torch.zeros(sum(self.widths), 2, device=model.device, requires_grad=True)
         self.best = self.theta.detach().clone()
         self.readout = model.readout
-        self.longest = max(len(r) for e in model.encode(train[:256]) for r in scoring.flatten([e]).rows)
+        spread = train[:: max(1, len(train) // 256)]
+        self.longest = max(len(r) for e in model.encode(spread) for r in scoring.flatten([e]).rows)
         self.blocks = self._lower_blocks()
         self.beta = 1.0
         self.known: dict[str, _Known] = {}
@@ -451,7 +456,7 @@ class _Run:
         optimiser = torch.optim.Adam([self.theta], lr=self.s.learning_rate, betas=(0.9, 0.99))
         state = _State(self, optimiser, checkpoint)
         groups = {o: _templates(members) for o, members in by_concept([i for i in self.train if i.ambiguous])}
-        clear = [i for i in self.train if not i.ambiguous]
+        clear = self._guards()
         begun, first, window = time.monotonic(), state.step, []
         while state.step < self.s.steps and not state.stopped:
             step = state.step
@@ -482,6 +487,15 @@ class _Run:
         if not state.history:
             self.best = self.theta.detach().clone()
         return state.history
+
+    def _guards(self) -> list[Item]:
+        """The unambiguous items that steps draw from; the base's view of them is computed in one go, which is cheaper."""
+        clear = [i for i in self.train if not i.ambiguous]
+        most = max(GUARDS_AT_MOST, self.s.unambiguous_per_step)
+        chosen = random.Random(f"{self.seed}:guards").sample(clear, min(most, len(clear)))
+        for start in range(0, len(chosen), 128):
+            self._with_base(chosen[start : start + 128])
+        return chosen
 
     def _step(self, step: int, groups: dict[str, list[list[Item]]], clear: list[Item]) -> dict[str, float]:
         """Gradients of one step, part by part; returns its figures."""
@@ -519,7 +533,7 @@ class _Run:
                 figures[key] = figures.get(key, 0.0) + share * value
         if "kl" in figures:
             over = figures["kl"] / max(self.s.kl_budget, 1e-9) - 1.0
-            self.beta = min(100.0, max(0.01, self.beta * math.exp(DUAL_RATE * max(-1.0, min(1.0, over)))))
+            self.beta = min(10.0, max(0.1, self.beta * math.exp(DUAL_RATE * max(-1.0, min(1.0, over)))))
         return figures
 
     @torch.no_grad()
