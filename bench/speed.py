@@ -44,15 +44,15 @@ def ours(model: SteerableModel, task: trimtab.Task, seed: int) -> float:
             marks.append(time.perf_counter())
 
     trimtab.DSO(steps=STEPS + 2, validate_every=10_000).fit(model, list(task.split("train")), seed=seed, progress=mark)
-    # The last step ends with the closing look at the validation items, so it is left out.
+    # The last step ends with the closing look at the validation items: left out.
     return statistics.median(b - a for a, b in itertools.pairwise(marks[1:-1]))
 
 
 def plain(model: SteerableModel, task: trimtab.Task, seed: int) -> float:
     """Median seconds a step of the plain loop: as many items, the same loss, `model(**batch).logits` for all.
 
-    Rows are padded to the longest of the batch and masked; logits are computed at every position; the base model's view,
-    which the guards compare with, takes a second pass; so does the KL. Attention is the library's default.
+    Rows are padded to the longest of the batch and masked; logits are computed at every position; the base model's
+    view, which the guards compare with, takes a second pass; so does the KL. Attention is the library's default.
     """
     settings = trimtab.DSO()
     hf, tokenizer = model.hf, model.tokenizer

@@ -360,8 +360,8 @@ def _figures(
 
 
 CAPABILITY_LOSS = {"unambiguous_accuracy": 0.01, "perplexity": 0.02, "neither_rate": 0.01, "position_effect": 0.05}
-"""How much worse than the base a figure may be at a strength that is called safe: points of probability, or a share of
-the base's perplexity."""
+"""How much worse than the base a figure may be at a strength that is called safe: points of probability, or a share
+of the base's perplexity."""
 
 
 def certify(
@@ -376,12 +376,13 @@ def certify(
     """The same steering, its card extended by figures of the validation split and the safe range of strengths.
 
     A strength is safe where no figure of CAPABILITY_LOSS is worse than the base's by more than its allowance, at this
-    stop of the dial and at every lower one; the default strength is the highest safe stop, the lowest stop where none is.
+    stop of the dial and at every lower one; the default strength is the highest safe stop, or the lowest stop where
+    none is.
     """
     stops = (0.0, 0.25, 0.5, 0.75, 1.0)
     found = evaluate(
-        model, task, steering, stops, seed=seed, split="validation", controls=False, neutral=neutral, samples=(), limit=400,
-        name="steering", resamples=1000, progress=progress,
+        model, task, steering, stops, seed=seed, split="validation", controls=False, neutral=neutral, samples=(),
+        limit=400, name="steering", resamples=1000, progress=progress,
     )  # fmt: skip
     safe = 0.0
     for stop in stops[1:]:

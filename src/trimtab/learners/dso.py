@@ -1,22 +1,24 @@
 """DSO: Direct Steering Optimization, reinforcement learning of affine maps on norm outputs.
 
-    min over (a, b) of   mean_o | P(pro|o) - P(anti|o) |  +  lam (|a|_1 + |b|_1)      subject to   KL(steered || base) <= eps
-    h' = h + w (a * h + b)   at norm outputs of the language backbone, all positions; trained at w = 1
+    min over (a, b) of   mean_o | P(pro|o) - P(anti|o) |  +  lam (|a|_1 + |b|_1)
+    subject to           KL(steered || base) <= eps
+    with                 h' = h + w (a * h + b) at the backbone's norm outputs, all positions; trained at w = 1
 
-Monteiro Paes, Sivakumar, Wang et al., "DSO: Direct Steering Optimization for Bias Mitigation", arXiv 2512.15926. With S*(o)
-the majority outcome of concept o under the current steered model and reward -1 for it, +1 for the other, the expected
-reward of o is -|P(pro|o) - P(anti|o)|. Where we depart from the source, and why:
+Monteiro Paes, Sivakumar, Wang et al., "DSO: Direct Steering Optimization for Bias Mitigation", arXiv 2512.15926. With
+S*(o) the majority outcome of concept o under the current steered model and reward -1 for it, +1 for the other, the
+expected reward of o is -|P(pro|o) - P(anti|o)|. Where we depart from the source, and why:
 
 - **Exact expectation.** Over a closed set of options the expected reward is computed and differentiated, not sampled.
 - **Fresh sign.** |.| is taken of each concept's mean inside the batch; a remembered S* lags behind and oscillates.
-- **Neither scores 0.** With +1 for it the model is paid for refusing. Its share is held where the base has it, and the options'
-  total probability may not fall.
-- **Own wordings for each concept.** Wordings have a tilt of their own, often larger than the concept's. When all concepts of
-  a step shared the same few wordings the optimiser chased those tilts; each concept draws its own, and a second term makes
-  the wordings' means small as well, for they do not cancel in wordings that were never seen.
-- **Guards.** Answering by position makes the bias exactly 0 when options are listed in both orders; so the position effect
-  may not grow, and the right answer of unambiguous items may not lose probability, both against the base model.
-- **KL budget by a dual variable.** Its weight is multiplied up while KL on neutral text exceeds the budget and down below it.
+- **Neither scores 0.** With +1 for it the model is paid for refusing. Its share is held where the base has it, and the
+  options' total probability may not fall.
+- **Own wordings for each concept.** Wordings have a tilt of their own, often larger than the concept's. When all
+  concepts of a step shared the same few wordings the optimiser chased those tilts. So each concept draws its own, and a
+  second term makes the wordings' means small as well, for they do not cancel in wordings that were never seen.
+- **Guards.** Answering by position makes the bias exactly 0 when options are listed in both orders; so the position
+  effect may not grow, and the right answer of unambiguous items may not lose probability, both against the base.
+- **KL budget by a dual variable.** Its weight is multiplied up while KL on neutral text exceeds the budget, and down
+  below it.
 """
 
 from __future__ import annotations
@@ -49,16 +51,18 @@ from trimtab.types import Item, Progress, ProgressCallback, Reward, Task, by_con
 
 LICENCE = "The numbers of this steering may be used under Apache-2.0; the model they belong to has its own licence."
 LIMITS = (
-    "Learned to make the training task's ambiguous decisions equiprobable between its groups, and tested for that alone. "
-    "It does not make a model fair in general, says nothing about groups or formats that were not measured, and is no "
-    "reason to let a model decide about people unwatched."
+    "Learned to make the training task's ambiguous decisions equiprobable between its groups, and tested for that "
+    "alone. It does not make a model fair in general, says nothing about groups or formats that were not measured, and "
+    "is no reason to let a model decide about people unwatched."
 )
 
 
+Window = tuple[tuple[int, ...], Tensor]
+"""Tokens of neutral text, and the base's last hidden states at them."""
 DUAL_RATE = 0.03
-"""How fast the KL's weight follows its budget: a factor of at most exp(0.03) a step. At 0.1 it overshot to 70 and stopped
-the learning for 50 steps (measured)."""
-GUARDS_AT_MOST = 384
+"""How fast the KL's weight follows its budget: a factor of at most exp(0.03) a step. At 0.1 it overshot to 70 and
+stopped the learning for 50 steps (measured)."""
+GUARDS_AT_MOST = 192
 """Unambiguous items that a fit draws from."""
 REFERENCE_ITEMS = 4
 """Items of a template whose mean stands for the base's P(neither) and option mass there."""
@@ -73,7 +77,7 @@ class DSO:
     sites: str = sites.NORMS
     """Pattern of the sites to steer."""
     depth: float = 0.0
-    """Share of the blocks, counted from the input, that is left alone; what they compute is then computed once an item."""
+    """Share of the blocks, counted from the input, that is left alone; those compute each item once only."""
     steps: int = 80
     """Optimiser steps."""
     learning_rate: float = 1.5e-3
@@ -90,8 +94,8 @@ class DSO:
     """Weight of the mean fall of log P(correct) below the base."""
     position_guard: float = 1.0
     """Weight of the growth of |P(listed first) - P(listed last)| over the base."""
-    neither_guard: float = 1.0
-    """Weight of |mean P(neither) - the base's|."""
+    neither_guard: float = 2.0
+    """Weight of the mean rise of P(neither) over the base, or a quarter of its fall."""
     mass_guard: float = 1.0
     """Weight of the mean fall of the log of the options' total probability below the base."""
     kl_budget: float = 0.035
@@ -113,7 +117,7 @@ class DSO:
     patience: int = 3
     """Looks without improvement after which learning stops."""
     accumulate: int = 1
-    """Parts into which a step's concepts are split; memory falls, the gradient is the same sum."""
+    """Parts into which a step is split: less memory, the same gradient, a forward pass more."""
     checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, a third more time."""
 
@@ -149,10 +153,11 @@ class DSO:
     ) -> Steering:
         """Learn a steering for `model` from the training items, stopping early on the validation items.
 
-        `reward` (sampled mode) gives each generated answer a number; without it an answer is scored -1 for the concept's
-        majority outcome, +1 for the other and 0 for neither. `neutral` is a text file for the KL budget, our own text by
+        `reward` (sampled mode) gives each generated answer a number; without it an answer scores -1 for the concept's
+        majority outcome, +1 for the other, 0 for neither. `neutral` is a text file for the KL budget, our own text by
         default. With `checkpoint`, a file, a run that was killed goes on from there to the same result as an unbroken
-        one. Raises TaskError where items are missing, of one outcome class, or have no concept; UsageError for settings.
+        one. Raises TaskError where items are missing or of one outcome class, UsageError for settings, RunError for a
+        checkpoint of another run.
         """
         if reward is not None and self.mode != "sampled":
             raise UsageError("a reward function needs generated answers: use DSO(mode='sampled')")
@@ -197,7 +202,7 @@ class DSO:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A training item as tokens; where it was computed, the base's log-probabilities and what lies below the first steered block."""
+    """A training item as tokens; where computed, the base's scores and what lies below the first steered block."""
 
     item: Item
     encoded: Encoded
@@ -311,7 +316,7 @@ class _Run:
             self.references[template] = sum(p) / len(p), sum(mass) / len(mass)
         return torch.tensor([self.references[i.template] for i in items], device=self.model.device).reshape(-1, 2)
 
-    def _windows(self) -> list[tuple[tuple[int, ...], Tensor]]:
+    def _windows(self) -> list[Window]:
         """Windows of neutral text, one from each passage, with the base's last hidden states."""
         rng = random.Random(f"{self.seed}:windows")
         cut = []
@@ -342,7 +347,7 @@ class _Run:
     def _forward(
         self, rows: Sequence[tuple[int, ...]], below: Sequence[Tensor | None]
     ) -> Callable[[Sequence[int]], Tensor]:
-        """A function that runs some of the rows, from the first steered block on where the rest is held for all of them."""
+        """A function that runs some rows, from the first steered block on where all hold what lies below."""
 
         def run(some: Sequence[int]) -> Tensor:
             ids = scoring.padded([rows[r] for r in some], self.model.device)
@@ -370,6 +375,9 @@ class _Run:
             hidden.update({r: out[n, : len(rows[r])] for n, r in enumerate(some) if r >= len(flat.rows)})
             return out
 
+        if not known:
+            keep(range(len(rows)))
+            return [], [hidden[r] for r in sorted(hidden)]
         scores = scoring.score_flat(self.readout, replace(flat, rows=rows), keep)
         return scores, [hidden[r] for r in sorted(hidden)]
 
@@ -378,24 +386,29 @@ class _Run:
     def _attached(self) -> Dial:
         return attach(self.model.hf, Steering(self.interventions(self.theta)), 1.0)
 
-    def _loss(
-        self,
-        concepts: Sequence[Sequence[_Known]],
-        clear: Sequence[_Known],
-        windows: Sequence[tuple[tuple[int, ...], Tensor]],
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The bias of some concepts, the guards, and the KL on some windows of neutral text."""
-        known = [k for group in concepts for k in group] + list(clear)
-        reference = self._reference([k.item for group in concepts for k in group])
+    def _seen(self, known: Sequence[_Known], windows: Sequence[Window]) -> tuple[list[Tensor], ...]:
+        """What the steered model makes of it: each item's log-probabilities, each item's log mass, each window's KL."""
         with self._attached():
             scores, hidden = self._scores(known, [ids for ids, _ in windows])
-        logp = pad_sequence([x.logp for x in scores], batch_first=True, padding_value=-math.inf)
-        log_mass = torch.stack([x.log_mass for x in scores])
-        terms = _Batch(known, [len(group) for group in concepts], logp).terms(log_mass, reference)
+        kl: tuple[Tensor, ...] = ()
         if windows:
             logits, base = self.readout(torch.cat(hidden)), self.readout(torch.cat([h for _, h in windows]))
             now, before = logits.log_softmax(-1), base.log_softmax(-1)
-            terms["kl"] = (now.exp() * (now - before)).sum(-1).mean()
+            kl = (now.exp() * (now - before)).sum(-1).split([len(ids) for ids, _ in windows])
+        return [x.logp for x in scores], [x.log_mass for x in scores], list(kl)
+
+    def _objective(
+        self, known: Sequence[_Known], sizes: Sequence[int], seen: Sequence[Sequence[Tensor]]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The bias of concepts of these sizes, the guards, and the KL, all of one step."""
+        logps, log_mass, kl = seen
+        terms: dict[str, Tensor | None] = {}
+        if known:
+            reference = self._reference([k.item for k in known[: sum(sizes)]])
+            logp = pad_sequence(list(logps), batch_first=True, padding_value=-math.inf)
+            terms |= _Batch(known, sizes, logp).terms(torch.stack(list(log_mass)), reference)
+        if kl:
+            terms["kl"] = torch.cat(list(kl)).mean()
         weights = {
             "bias": 1.0,
             "template": self.s.template_weight,
@@ -407,7 +420,52 @@ class _Run:
         }
         found = {name: term for name, term in terms.items() if term is not None}
         total = sum((weights[name] * term for name, term in found.items()), torch.zeros((), device=self.model.device))
-        return total, {name: float(term.detach()) for name, term in found.items()}
+        return total, {"loss": float(total.detach()), **{name: float(term.detach()) for name, term in found.items()}}
+
+    def _descend(
+        self, concepts: Sequence[Sequence[_Known]], clear: Sequence[_Known], windows: Sequence[Window]
+    ) -> dict[str, float]:
+        """Add the gradient of the objective to theta's; in parts where less memory is asked for.
+
+        Terms such as the templates' squared means are not sums over parts. So the parts are first run without a graph,
+        the gradient is taken by what came out, and each part is run again to carry its share of it back to theta.
+        """
+        known = [k for group in concepts for k in group] + list(clear)
+        sizes = [len(group) for group in concepts]
+        parts = min(self.s.accumulate, max(1, len(known)))
+        if parts == 1:
+            total, figures = self._objective(known, sizes, self._seen(known, windows))
+            self._backward([total], None)
+            return figures
+        chosen = [slice(n, None, parts) for n in range(parts)]
+        leaves: tuple[list[Any], ...] = [None] * len(known), [None] * len(known), [None] * len(windows)
+        with torch.no_grad():
+            for part in chosen:
+                for held, found in zip(leaves, self._seen(known[part], windows[part]), strict=True):
+                    held[part] = found
+        leaves = tuple([t.detach().requires_grad_() for t in held] for held in leaves)
+        total, figures = self._objective(known, sizes, leaves)
+        total.backward()
+        for part in chosen:
+            again = self._seen(known[part], windows[part])
+            pairs = [
+                (t, x.grad)
+                for held, found in zip(leaves, again, strict=True)
+                for x, t in zip(held[part], found, strict=True)
+            ]
+            wanted = [(t, g) for t, g in pairs if g is not None]
+            self._backward([t for t, _ in wanted], [g for _, g in wanted])
+        return figures
+
+    def _backward(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None) -> None:
+        # Attached again: activation checkpointing computes the blocks, hooks and all, once more. Only the blocks, so
+        # the final norm stays silent, and the dial may not be asked on leaving whether every site fired.
+        dial = self._attached() if self.s.checkpointing else None
+        try:
+            torch.autograd.backward(list(outputs), gradients)
+        finally:
+            if dial is not None:
+                dial.detach()
 
     def _sampled_loss(self, concepts: Sequence[Sequence[_Known]], key: int) -> tuple[Tensor, dict[str, float]]:
         """REINFORCE with a leave-one-out baseline: -mean_n (r_n - mean of the other rewards) log P(answer_n)."""
@@ -431,6 +489,19 @@ class _Run:
         r = torch.tensor(rewards, device=self.model.device)
         advantage = r - (r.sum(1, keepdim=True) - r) / (self.s.samples - 1)
         return -(advantage * torch.stack([x.logp for x in scores])).mean(), {"reward": float(r.mean())}
+
+    def _descend_sampled(self, concepts: Sequence[Sequence[_Known]], step: int) -> dict[str, float]:
+        """Add the gradient of the sampled loss to theta's, part by part: it is a mean over items, so parts add up."""
+        parts = min(self.s.accumulate, len(concepts))
+        figures = {"loss": 0.0, "reward": 0.0}
+        for n in range(parts):
+            mine = concepts[n::parts]
+            share = sum(map(len, mine)) / sum(map(len, concepts))
+            loss, seen = self._sampled_loss(mine, step * parts + n)
+            self._backward([share * loss], None)
+            figures["loss"] += share * float(loss.detach())
+            figures["reward"] += share * seen["reward"]
+        return figures
 
     @torch.no_grad()
     def _generate(self, prompts: Sequence[tuple[int, ...]], key: int) -> list[tuple[tuple[int, ...], ...]]:
@@ -474,9 +545,12 @@ class _Run:
                 state.look(figures, self._validate())
                 window = []
                 state.save()
-                # A resumed run begins without them, and a batch of other items may round the base's values otherwise.
+                # A resumed run begins with the guards alone, and the base's values may be rounded otherwise in a batch of
+                # other items; so an unbroken run begins anew here as well.
                 self.known.clear()
                 self.references.clear()
+                if state.step < self.s.steps:
+                    clear = self._guards()
             if progress is not None:
                 spent = time.monotonic() - begun
                 left = spent / (state.step - first) * (self.s.steps - state.step)
@@ -489,7 +563,7 @@ class _Run:
         return state.history
 
     def _guards(self) -> list[Item]:
-        """The unambiguous items that steps draw from; the base's view of them is computed in one go, which is cheaper."""
+        """The unambiguous items that steps draw from; the base scores them in one go, which is cheaper."""
         clear = [i for i in self.train if not i.ambiguous]
         most = max(GUARDS_AT_MOST, self.s.unambiguous_per_step)
         chosen = random.Random(f"{self.seed}:guards").sample(clear, min(most, len(clear)))
@@ -509,28 +583,13 @@ class _Run:
         ]
         guard = self._with_base(rng.sample(clear, min(self.s.unambiguous_per_step, len(clear))))
         windows = rng.sample(self.windows, min(self.s.kl_windows, len(self.windows)))
-        parts = min(self.s.accumulate, max(1, len(drawn)))
-        figures: dict[str, float] = {}
-        for n in range(parts):
-            mine, watched, read = drawn[n::parts], guard[n::parts], windows[n::parts]
-            share = len(mine) / len(drawn)
-            if self.s.mode == "exact":
-                loss, seen = self._loss(mine, watched, read)
-            else:
-                loss, seen = self._sampled_loss(mine, step * parts + n)
-                if watched or read:
-                    extra, more = self._loss([], watched, read)
-                    loss, seen = loss + extra, seen | more
-            # Attached again: activation checkpointing computes the blocks, hooks and all, once more. Only the blocks,
-            # so the final norm stays silent, and the dial may not be asked on leaving whether every site fired.
-            dial = self._attached() if self.s.checkpointing else None
-            try:
-                (share * loss).backward()
-            finally:
-                if dial is not None:
-                    dial.detach()
-            for key, value in {"loss": float(loss.detach()), **seen}.items():
-                figures[key] = figures.get(key, 0.0) + share * value
+        if self.s.mode == "exact":
+            figures = self._descend(drawn, guard, windows)
+        else:
+            figures = self._descend_sampled(drawn, step)
+            if guard or windows:
+                more = self._descend([], guard, windows)
+                figures |= more | {"loss": figures["loss"] + more["loss"]}
         if "kl" in figures:
             over = figures["kl"] / max(self.s.kl_budget, 1e-9) - 1.0
             self.beta = min(10.0, max(0.1, self.beta * math.exp(DUAL_RATE * max(-1.0, min(1.0, over)))))
@@ -636,7 +695,7 @@ class _State:
         differing = sorted(k for k, v in self.identity.items() if scalars["identity"].get(k) != v)
         if differing:
             raise RunError(
-                f"the checkpoint {path} belongs to another run: its {', '.join(differing)} differ. Give another --out, or "
+                f"the checkpoint {path} is of another run: its {', '.join(differing)} differ. Give another --out, or "
                 "delete it to begin anew"
             )
         with torch.no_grad():
@@ -661,13 +720,13 @@ class _Batch:
         self.p = logp.softmax(-1)
 
     def terms(self, log_mass: Tensor, reference: Tensor) -> dict[str, Tensor | None]:
-        """What the loss is made of; None where the items do not define it. `reference`: the base's P(neither), log mass."""
+        """What the loss is made of; None where undefined. `reference` holds the base's (P(neither), log mass)."""
         n = self.ambiguous
         fall = self._log_correct(self._before(slice(n, None))) - self._log_correct(self.logp[n:])
         return {
             "bias": self._bias(),
             "template": self._template_tilt(),
-            "neither": (self._role("neither")[:n] - reference[:, 0]).mean().abs() if n else None,
+            "neither": _leaning((self._role("neither")[:n] - reference[:, 0]).mean()) if n else None,
             "mass": torch.relu((reference[:, 1] - log_mass[:n]).mean()) if n else None,
             "unambiguous": torch.relu(fall).mean() if n < len(self.known) else None,
             "position": self._position_growth(),
@@ -694,7 +753,7 @@ class _Batch:
         return nn.functional.pad(before, (0, self.logp.shape[1] - before.shape[1]), value=-math.inf)
 
     def _template_tilt(self) -> Tensor | None:
-        """Mean over the templates at hand of the squared mean of P(pro) - P(anti), signed by group where groups are named."""
+        """Mean over the templates at hand of the squared mean of P(pro) - P(anti), signed by group where named."""
         if not self.ambiguous:
             return None
         names = [k.item.template for k in self.known[: self.ambiguous]]
@@ -759,6 +818,11 @@ class _Batch:
         return torch.relu(now.abs() - base.abs())
 
 
+def _leaning(rise: Tensor) -> Tensor:
+    """|rise|, a fall counting a quarter; were they even, noise would let the share of refusals end above the base's."""
+    return torch.relu(rise) + 0.25 * torch.relu(-rise)
+
+
 def _schedule(step: int, steps: int) -> float:
     """A linear warm-up over the first tenth (10 steps at most), then a cosine to 0."""
     warm = max(1, min(10, steps // 10))
@@ -791,8 +855,8 @@ def _require_learnable(train: list[Item], *, needs_roles: bool) -> None:
         groups = {o.group for i in members for o in i.options} - {None}
         if not {"pro", "anti"} <= roles and len(groups) < 2:
             raise TaskError(
-                f"concept '{concept}' has one class of outcome ({', '.join(sorted(roles))}); a bias needs options of both "
-                "roles, pro and anti, or of two groups"
+                f"concept '{concept}' has one class of outcome ({', '.join(sorted(roles))}); a bias needs options of "
+                "both roles, pro and anti, or of two groups"
             )
 
 
