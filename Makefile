@@ -9,7 +9,7 @@ demo: .venv/.demo
 	$(BIN)/trimtab demo --out demo-out
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -m "not real and not gemma"
+	$(BIN)/python -m pytest -n 2 -m "not real and not gemma"
 
 test-real: .venv/.dev .venv/.gemma
 	$(BIN)/python -m pytest -m "real or gemma"

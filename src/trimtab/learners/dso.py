@@ -545,8 +545,8 @@ class _Run:
                 state.look(figures, self._validate())
                 window = []
                 state.save()
-                # A resumed run begins with the guards alone, and the base's values may be rounded otherwise in a batch of
-                # other items; so an unbroken run begins anew here as well.
+                # A resumed run begins with the guards alone, and the base's values may be rounded otherwise in a batch
+                # of other items; so an unbroken run begins anew here as well.
                 self.known.clear()
                 self.references.clear()
                 if state.step < self.s.steps:
