@@ -786,7 +786,7 @@ class DialContract:
                 with attach(model.hf, steering, self._full(steering)):
                     changed = run(ids)
             except SteeringError as error:
-                assert "did nothing" in str(error)  # noqa: PT017
+                assert "did nothing" in str(error)
             else:
                 assert changed is not None
                 assert not torch.equal(changed, base)
