@@ -382,7 +382,7 @@ def certify(
     stops = (0.0, 0.25, 0.5, 0.75, 1.0)
     found = evaluate(
         model, task, steering, stops, seed=seed, split="validation", controls=False, neutral=neutral, samples=(),
-        limit=400, name="steering", resamples=1000, progress=progress,
+        limit=300, name="steering", resamples=1000, progress=progress,
     )  # fmt: skip
     safe = 0.0
     for stop in stops[1:]:

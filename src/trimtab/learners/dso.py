@@ -62,11 +62,11 @@ Window = tuple[tuple[int, ...], Tensor]
 DUAL_RATE = 0.03
 """How fast the KL's weight follows its budget: a factor of at most exp(0.03) a step. At 0.1 it overshot to 70 and
 stopped the learning for 50 steps (measured)."""
-GUARDS_AT_MOST = 192
+GUARDS_AT_MOST = 128
 """Unambiguous items that a fit draws from."""
 REFERENCE_ITEMS = 4
 """Items of a template whose mean stands for the base's P(neither) and option mass there."""
-VALIDATION_AT_MOST = 300
+VALIDATION_AT_MOST = 200
 """Validation items looked at, spread evenly."""
 
 
@@ -78,7 +78,7 @@ class DSO:
     """Pattern of the sites to steer."""
     depth: float = 0.0
     """Share of the blocks, counted from the input, that is left alone; those compute each item once only."""
-    steps: int = 80
+    steps: int = 75
     """Optimiser steps."""
     learning_rate: float = 1.5e-3
     """Of Adam, after a short warm-up, decaying to 0 along a cosine."""
@@ -112,7 +112,7 @@ class DSO:
     """Answers generated for each item in sampled mode; each is compared with the mean of the others."""
     max_new_tokens: int = 16
     """Length of a generated answer in sampled mode."""
-    validate_every: int = 40
+    validate_every: int = 38
     """Steps between looks at the validation items."""
     patience: int = 3
     """Looks without improvement after which learning stops."""
