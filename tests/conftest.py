@@ -50,8 +50,8 @@ def trimtab_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 
 @pytest.fixture(autouse=True)
-def small_and_offline(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
-    """One thread (a tiny model gains nothing from two), no network, and tracebacks only where a test asks."""
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and tracebacks only where a test asks."""
     import socket
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -60,15 +60,16 @@ def small_and_offline(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRe
     monkeypatch.delenv("TRIMTAB_TRACEBACK", raising=False)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    if request.node.get_closest_marker("real") or request.node.get_closest_marker("gemma"):
-        yield
-        return
-    import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> None:
+    """One thread for the whole session, fixtures included: sums are rounded otherwise with another number."""
+    real = {"real", "gemma"}
+    if not any(real & {mark.name for mark in item.iter_markers()} for item in request.session.items):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

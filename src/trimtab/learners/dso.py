@@ -18,7 +18,7 @@ expected reward of o is -|P(pro|o) - P(anti|o)|. Where we depart from the source
 - **Guards.** Answering by position makes the bias exactly 0 when options are listed in both orders; so the position
   effect may not grow, and the right answer of unambiguous items may not lose probability, both against the base.
 - **KL budget by a dual variable.** Its weight is multiplied up while KL on neutral text exceeds the budget, and down
-  below it.
+  below it; a result that still exceeds it on all the text is shrunk until it does not.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ class DSO:
     """Weight of the mean fall of log P(correct) below the base."""
     position_guard: float = 1.0
     """Weight of the growth of |P(listed first) - P(listed last)| over the base."""
-    neither_guard: float = 2.0
+    neither_guard: float = 1.5
     """Weight of the mean rise of P(neither) over the base, or a quarter of its fall."""
     mass_guard: float = 1.0
     """Weight of the mean fall of the log of the options' total probability below the base."""
-    kl_budget: float = 0.035
+    kl_budget: float = 0.03
     """eps: KL(steered || base) on neutral text, nats a token; inf for no budget."""
     kl_windows: int = 6
     """Windows of neutral text in a step at whose tokens the KL is computed."""
@@ -193,6 +193,7 @@ class DSO:
             "seed": seed,
             "data": data,
             "neurons": {"steered": int(alive.numel()), "surviving_share": float(alive.float().mean())},
+            "kl_budget": run.held,
             "history": history,
             "stopped_at": history[-1]["step"] if history else 0,
             "licence": LICENCE,
@@ -239,6 +240,7 @@ class _Run:
         self.longest = max(len(r) for e in model.encode(spread) for r in scoring.flatten([e]).rows)
         self.blocks = self._lower_blocks()
         self.beta = 1.0
+        self.held: dict[str, float] = {}
         self.known: dict[str, _Known] = {}
         self.references: dict[str, tuple[float, float]] = {}
         self.listed = any(_listed(i) for i in train if i.ambiguous)
@@ -560,7 +562,35 @@ class _Run:
                 progress(Progress("learning", state.step, self.s.steps, shown, left))
         if not state.history:
             self.best = self.theta.detach().clone()
+        self._hold_budget()
         return state.history
+
+    @torch.no_grad()
+    def _hold_budget(self) -> None:
+        """Shrink the result, where its KL on all windows exceeds the budget, to the largest share that keeps it.
+
+        The dual variable steers towards the budget on a few windows a step; this makes it hold on all of them.
+        """
+        if not self.windows:
+            return
+        self.held = {"budget": self.s.kl_budget, "share": 1.0, "kl": self._window_kl(self.best)}
+        low, high = 0.0, 1.0
+        if self.held["kl"] > self.s.kl_budget:
+            for _ in range(7):
+                middle = (low + high) / 2
+                low, high = (middle, high) if self._window_kl(self.best * middle) <= self.s.kl_budget else (low, middle)
+            self.best *= low
+            self.held |= {"share": low, "kl": self._window_kl(self.best)}
+
+    def _window_kl(self, theta: Tensor) -> float:
+        """KL(steered || base) at all tokens of all windows, mean in nats a token."""
+        with attach(self.model.hf, Steering(self.interventions(theta)), 1.0):
+            _, hidden = self._scores([], [ids for ids, _ in self.windows])
+        sums = [
+            scoring.nll_and_kl(self.readout, h, base, torch.zeros(len(h), dtype=torch.long, device=h.device))[1]
+            for h, (_, base) in zip(hidden, self.windows, strict=True)
+        ]
+        return sum(sums) / sum(len(ids) for ids, _ in self.windows)
 
     def _guards(self) -> list[Item]:
         """The unambiguous items that steps draw from; the base scores them in one go, which is cheaper."""
@@ -592,7 +622,7 @@ class _Run:
                 figures |= more | {"loss": figures["loss"] + more["loss"]}
         if "kl" in figures:
             over = figures["kl"] / max(self.s.kl_budget, 1e-9) - 1.0
-            self.beta = min(10.0, max(0.1, self.beta * math.exp(DUAL_RATE * max(-1.0, min(1.0, over)))))
+            self.beta = min(100.0, max(0.1, self.beta * math.exp(DUAL_RATE * max(-1.0, min(1.0, over)))))
         return figures
 
     @torch.no_grad()
