@@ -268,6 +268,8 @@ def _chosen(task: Task, split: str, limit: int | None) -> list[Item]:
             f"task '{task.name}' has no items in split '{split}' (it has: {', '.join(present) or 'no items at all'})"
         )
     if limit is not None and limit < len(items):
+        # In the order of a hash within each concept: tasks alternate (two genders, two orders), a stride would beat.
+        items.sort(key=lambda i: (i.ambiguous, i.concept, hashlib.sha256(i.id.encode()).digest()))
         stride = len(items) / limit
         items = [items[int(i * stride)] for i in range(limit)]
     return items
@@ -382,7 +384,7 @@ def certify(
     stops = (0.0, 0.25, 0.5, 0.75, 1.0)
     found = evaluate(
         model, task, steering, stops, seed=seed, split="validation", controls=False, neutral=neutral, samples=(),
-        limit=300, name="steering", resamples=1000, progress=progress,
+        limit=400, name="steering", resamples=1000, progress=progress,
     )  # fmt: skip
     safe = 0.0
     for stop in stops[1:]:

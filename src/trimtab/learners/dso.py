@@ -98,7 +98,7 @@ class DSO:
     """Weight of the mean rise of P(neither) over the base, or a quarter of its fall."""
     mass_guard: float = 1.0
     """Weight of the mean fall of the log of the options' total probability below the base."""
-    kl_budget: float = 0.03
+    kl_budget: float = 0.04
     """eps: KL(steered || base) on neutral text, nats a token; inf for no budget."""
     kl_windows: int = 6
     """Windows of neutral text in a step at whose tokens the KL is computed."""
