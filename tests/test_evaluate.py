@@ -352,3 +352,15 @@ def test_json_is_strict_and_undefined_bounds_are_null(trimtab_cli, chat_folder, 
     assert bias["high"] is None
     assert bias["clusters"] == 1
     assert all(set(r) == KEYS for r in found)
+
+
+def test_the_public_name_can_be_called_whether_or_not_the_module_was_imported_first():
+    """Importing trimtab.evaluate replaces the package's attribute by the module."""
+    import importlib
+
+    import trimtab
+
+    importlib.import_module("trimtab.evaluate")
+    assert callable(trimtab.evaluate)
+    with pytest.raises(TypeError, match="seed"):
+        trimtab.evaluate(None, None)
