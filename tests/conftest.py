@@ -6,11 +6,21 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from jaxtyping import install_import_hook
 
-from trimtab.types import SPLITS, Item
+# Under test only, in the rooms that state shapes. Not in interventions: it refuses wrong shapes itself, and tests hand
+# it some. Not in rooms without shapes: plain types are mypy's, wrong values of them are there to be refused, and a
+# compiled graph would have the checks in it.
+SHAPES_ENFORCED = ("capture", "model", "packing", "scoring")
+install_import_hook([f"trimtab.{room}" for room in SHAPES_ENFORCED], "beartype.beartype")
+
+from trimtab.types import SPLITS, Item  # noqa: E402
+
+if TYPE_CHECKING:
+    from trimtab.model import SteerableModel
 
 
 @dataclass(frozen=True)
@@ -64,12 +74,29 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread(request: pytest.FixtureRequest) -> None:
-    """One thread for the whole session, fixtures included: sums are rounded otherwise with another number."""
+    """One thread for the whole session, fixtures included: sums are rounded otherwise with another number.
+
+    Besides, threads cost more than they bring in models this small.
+    """
     real = {"real", "gemma"}
     if not any(real & {mark.name for mark in item.iter_markers()} for item in request.session.items):
         import torch
 
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def models() -> dict[str, SteerableModel]:
+    """A tiny model of every family, shared by all tests: who changes a weight or a setting makes a model of its own."""
+    from trimtab.testing import TINY_FAMILIES, tiny
+
+    return {family: tiny(family) for family in TINY_FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def llama(models: dict[str, SteerableModel]) -> SteerableModel:
+    """The tiny Llama."""
+    return models["llama"]
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 import trimtab
+from conftest import SHAPES_ENFORCED
 
 ROOT = Path(trimtab.__file__).parent
 
@@ -17,9 +20,9 @@ LEVELS = (
     ("errors", "types"),
     ("interventions", "sites", "metrics", "runs", "neutral"),
     ("steering", "capture", "tasks", "weights"),
-    ("model", "scoring", "artifact", "frontier"),
+    ("model", "scoring", "packing", "artifact", "frontier"),
     ("learners", "evaluate", "export", "verdict"),
-    ("serve", "report", "figures"),
+    ("serve", "report", "figures", "terminal"),
     ("cli",),
 )
 """Rooms by level; a room imports rooms of lower levels. `frontier` and `weights` stand where their importers allow."""
@@ -34,12 +37,25 @@ NEVER = {
         "steering",
         "capture",
         "scoring",
+        "packing",
         "artifact",
         "learners",
         "evaluate",
         "metrics",
     ),
-    "torch": ("errors", "types", "metrics", "tasks", "frontier", "verdict", "report", "figures", "runs", "neutral"),
+    "torch": (
+        "errors",
+        "types",
+        "metrics",
+        "tasks",
+        "frontier",
+        "verdict",
+        "report",
+        "figures",
+        "terminal",
+        "runs",
+        "neutral",
+    ),
     "learners": ("tasks", "artifact", "serve", "evaluate", "model"),
     "tasks": ("learners", "model", "scoring", "metrics", "evaluate"),
     "model": ("verdict", "report", "figures"),
@@ -143,6 +159,14 @@ def test_nothing_unpickles():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call):
                 assert ast.unparse(node.func) != "torch.load", path
+
+
+def test_shapes_are_enforced_where_they_are_stated(llama):
+    """In every room with jaxtyping in it but the one that refuses wrong shapes itself; and the check does check."""
+    stating = {room_of(p) for p in sources() if "jaxtyping" in {n.split(".")[0] for n, _ in imports(p.read_text())}}
+    assert stating - {"interventions"} == set(SHAPES_ENFORCED)
+    with pytest.raises(TypeCheckError):
+        llama.readout(torch.zeros(32))
 
 
 def loaded_by(statement: str, *modules: str) -> set[str]:

@@ -120,7 +120,7 @@ def test_chat_items_for_a_base_model_are_refused(learn, tmp_path, base_folder):
     ran = learn(model=base_folder, task=f"jsonl:{task}")
     assert ran.code == 4
     assert "chat template" in ran.error
-    assert not leftovers(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("device", ["toaster", "cuda:77"])
@@ -215,7 +215,7 @@ def test_an_empty_task_is_code_6(learn, evaluate, tmp_path):
     for ran in (learn(task=f"jsonl:{task}"), evaluate(task=f"jsonl:{task}")):
         assert ran.code == 6
         assert "has no items" in ran.error
-    assert not leftovers(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_task_that_is_not_there_is_refused(learn, tmp_path, task, code, says):
     ran = learn(task=task)
     assert ran.code == code
     assert says in ran.error
-    assert not leftovers(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_options_that_tokenise_alike_are_refused_with_the_item(learn, tmp_path):
@@ -255,7 +255,7 @@ def test_options_that_tokenise_alike_are_refused_with_the_item(learn, tmp_path):
     assert "same tokens" in ran.error
     assert "-open" in ran.error
     assert "make them differ" in ran.error
-    assert not leftovers(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_concept_with_one_class_of_outcome_is_refused_by_name(learn, tmp_path):
@@ -423,7 +423,7 @@ def test_a_setting_that_cannot_be_used_is_refused(learn, tmp_path, setting, says
     ran = learn("--set", setting)
     assert ran.code in (2, 4)
     assert says in ran.error
-    assert not leftovers(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("reward", ["nowhere:f", "json:nothing", "json", "json:dumps"])
@@ -472,7 +472,7 @@ def test_a_full_disk_is_code_7_and_learn_leaves_nothing_half_written(learn, tmp_
         ran = learn()
     assert ran.code == 7
     assert "disk is full" in ran.error
-    assert not leftovers(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     ran = learn()
     assert ran.code == 0, ran.err
     assert leftovers(tmp_path / "out") == {"card.json", "steering.safetensors"}
@@ -526,6 +526,27 @@ def test_a_place_that_cannot_hold_a_folder_is_code_7(learn, evaluate, tmp_path):
     ran = evaluate("--strength", "0", "--json", tmp_path)
     assert ran.code == 7
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_refused_run_takes_away_the_folders_that_it_made_and_no_others(learn, trimtab_cli, tmp_path):
+    """learn and demo refused once they hold --out: folders above it that they made go too; what was there stays."""
+    from trimtab.testing import write_tiny_folder
+
+    small = write_tiny_folder(tmp_path / "small", max_position_embeddings=4)
+    there = tmp_path / "there"
+    there.mkdir()
+    refused = ("demo", "--model", small, "--out")
+    for run in (lambda out: learn("--set", "sites=layers.99.*", out=out), lambda out: trimtab_cli(*refused, out)):
+        assert run(there / "new/below").code in (4, 6)
+        assert there.exists()
+        assert not leftovers(there)
+        assert run(there).code in (4, 6)
+        assert there.exists()
+        (there / "mine").mkdir()
+        assert run(there).code in (4, 6)
+        assert run(there / "mine/new").code in (4, 6)
+        assert leftovers(there) == {"mine"}
+        (there / "mine").rmdir()
 
 
 # -- two runs, and kills
@@ -586,7 +607,7 @@ def test_an_interrupt_is_code_130_and_says_how_to_go_on(learn, monkeypatch, tmp_
     ran = learn()
     assert ran.code == 130
     assert "run the same command again" in ran.error
-    assert not leftovers(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def learning(folder: Path, task: Path, neutral: Path, out: Path) -> list[str]:

@@ -8,24 +8,12 @@ from __future__ import annotations
 
 import os
 
-import pytest
-import torch
-
 from trimtab.testing import TINY_FAMILIES, DialContract, random_steering, tiny
 
 CASES = [(family, "diagonal") for family in TINY_FAMILIES]
 CASES += [(family, kind) for family in ("llama", "opt") for kind in ("shift", "lowrank")]
 COMPILED = {("llama", "lowrank"), ("gemma3", "diagonal"), ("gpt2", "diagonal"), ("opt", "shift")}
 EVERYWHERE = ",".join(["*norm*", "layers.*.attn.proj_in", "layers.*.out"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they bring in models this small, most of all beside other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def contract(family: str, kind: str, pattern: str) -> type[DialContract]:

@@ -14,7 +14,7 @@ from trimtab import artifact
 from trimtab.errors import RunError, StrengthError, TaskError, UsageError
 from trimtab.evaluate import SAMPLE_PROMPTS, certify, evaluate
 from trimtab.steering import Steering
-from trimtab.testing import random_steering, tiny, tiny_task
+from trimtab.testing import random_steering, tiny_task
 from trimtab.types import RECORD_SCHEMA, Record
 
 KEYS = {"model", "steering", "strength", "task", "split", "metric", "value", "low", "high", "n", "clusters", "seed"}
@@ -22,8 +22,8 @@ NAMED = ("per_concept_bias", "stereotype_gap", "neither_rate", "unambiguous_accu
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny("llama")
+def model(llama):
+    return llama
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from trimtab import scoring
+from trimtab import packing, scoring
 from trimtab.errors import BadItem, NoChatTemplate, StrengthError, UsageError
 from trimtab.interventions import Diagonal
 from trimtab.model import load
@@ -27,25 +27,6 @@ from trimtab.testing import (
 from trimtab.types import Item, Message, Option
 
 STEM = "This is a long enough opening that all of them share. "
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they bring in models this small, most of all beside other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny(family, seed=5) for family in TINY_FAMILIES}
-
-
-@pytest.fixture
-def llama(models):
-    return models["llama"]
 
 
 def item(prompt, *options, id="x"):
@@ -149,17 +130,18 @@ def test_progress_counts_every_item_once(llama):
     assert len(done) > 1
 
 
-def test_probabilities_sum_to_one_and_the_mass_of_overlapping_options_is_counted_once(llama):
+def test_probabilities_sum_to_one_and_the_mass_of_overlapping_options_is_counted_once():
     """P("he was") is a part of P("he"): the mass is P("he") + P("they"), not the sum of the three."""
-    (outcome,) = llama.score([MIXED[3]])
+    model = tiny("llama", seed=5)  # other seeds make "he" or what follows it too improbable
+    (outcome,) = model.score([MIXED[3]])
     assert sum(outcome.p) == pytest.approx(1)
-    (pilot,) = llama.encode([MIXED[3]])
+    (pilot,) = model.encode([MIXED[3]])
     (he, _, they) = pilot.options
     with torch.no_grad():
-        after = llama.hf(input_ids=torch.tensor([pilot.prompt + he]), use_cache=False).logits[0, -1].argmax()
+        after = model.hf(input_ids=torch.tensor([pilot.prompt + he]), use_cache=False).logits[0, -1].argmax()
         one = Encoded(pilot.prompt, (he, (*he, int(after)), they))
-        p_he, p_longer, p_they = reference(llama, one).exp().tolist()
-        (scores,) = scoring.score(llama.body, llama.readout, [one])
+        p_he, p_longer, p_they = reference(model, one).exp().tolist()
+        (scores,) = scoring.score(model.body, model.readout, [one])
     assert p_longer > 1e-2 * (p_he + p_they), "too improbable to tell the two sums apart"
     assert float(scores.log_mass.exp()) == pytest.approx(p_he + p_they, rel=1e-4)
 
@@ -171,16 +153,12 @@ def test_the_flat_layout_gives_the_same_numbers(models, items):
         model = models[family]
         encoded = model.encode(items)
         flat = scoring.flatten(encoded)
-
-        def run(batch, model=model, flat=flat):
-            rows = [flat.rows[i] for i in batch]
-            width = max(map(len, rows))
-            ids = torch.tensor([[*r, *([0] * (width - len(r)))] for r in rows])
-            return model.body(input_ids=ids, use_cache=False).last_hidden_state
-
         with torch.no_grad():
             plain = scoring.score(model.body, model.readout, encoded)
-            found = scoring.score_flat(model.readout, flat, run)
+            h = packing.hidden_at(
+                flat.rows, flat.wanted, lambda layout, _: layout.run(model.body), pack=False, device=model.device
+            )
+            found = scoring.score_flat(model.readout, flat, h)
         for a, b in zip(found, plain, strict=True):
             torch.testing.assert_close(a.logp, b.logp, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(a.log_mass, b.log_mass, atol=1e-4, rtol=1e-4)
@@ -276,6 +254,26 @@ def test_too_few_or_too_many_strengths_for_the_items_are_refused(llama):
     message = "3 strengths for 1 texts"
     with pytest.raises(StrengthError, match=message), llama.steer(random_steering(llama), [0.5] * 3):
         llama.logp(["A text"])
+
+
+def test_a_strength_a_token_scores_items_of_one_length_and_refuses_others_with_both_lengths(llama):
+    """Constant along a row it is a strength a row; a longer option, another prompt or text is refused by its length."""
+    items, steering = [item("The cook said", "he", "she"), item("A cook cried", "they", "he")], random_steering(llama)
+    n = len(llama.encode(items)[0].prompt)
+    with llama.steer(steering, [0.3, 1.0]):
+        expected = llama.score(items)
+    longer, shorter = item("The cook said", "he", "was tired", id="long"), item("A cook said", "he", "she")
+    m = n + len(llama.encode([longer])[0].options[1]) - 1
+    with llama.steer(steering, torch.tensor([0.3, 1.0])[:, None].expand(2, n)):
+        for found, plain in zip(llama.score(items), expected, strict=True):
+            assert found.p == pytest.approx(plain.p, abs=1e-6)
+        for other, says in ((longer, f"'long' .* {n} and {m} tokens"), (shorter, f"{n - 2} tokens")):
+            with pytest.raises(StrengthError, match=f"{n} strengths a row, .*{says}"):
+                llama.score([items[0], other])
+        with pytest.raises(StrengthError, match=f"{n} strengths a row for {n - 2} tokens"):
+            llama.logp(["The cook said", "A cook said"])
+        with llama.unsteered():
+            llama.score([items[0], longer])
 
 
 def test_unsteered_is_the_base_model_even_under_a_strength_a_row(llama):
@@ -399,6 +397,21 @@ def test_logp_takes_a_strength_a_text(llama):
     base = llama.logp(texts)
     with llama.steer(steering, 1.0):
         steered = llama.logp(texts)
+    torch.testing.assert_close(found[0], base[0])
+    torch.testing.assert_close(found[1], steered[1])
+    assert (base[1] - steered[1]).abs().max() > 0.01
+
+
+def test_hidden_states_take_a_strength_a_text_whatever_their_lengths(llama):
+    """The longer text first: batches are sorted by length, strengths are not."""
+    texts, steering = ["A text of many more words than the other.", "No, not so."], random_steering(llama)
+    base = llama.hidden(texts)
+    with llama.steer(steering, 1.0):
+        steered = llama.hidden(texts)
+    with llama.steer(steering, [0.0, 1.0]):
+        found = llama.hidden(texts)
+        with pytest.raises(StrengthError, match="2 strengths for 1 texts"):
+            llama.hidden(texts[:1])
     torch.testing.assert_close(found[0], base[0])
     torch.testing.assert_close(found[1], steered[1])
     assert (base[1] - steered[1]).abs().max() > 0.01

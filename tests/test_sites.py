@@ -23,25 +23,6 @@ NORM_NAMES = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they bring in models this small, most of all beside other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def models():
-    return {family: tiny(family) for family in TINY_FAMILIES}
-
-
-@pytest.fixture
-def llama(models):
-    return models["llama"]
-
-
 def layers_of(model):
     return model.hf.config.get_text_config().num_hidden_layers
 

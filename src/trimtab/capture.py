@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab import sites
@@ -27,7 +28,7 @@ def recorded(block: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def resumed(blocks: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
+def resumed(blocks: Sequence[nn.Module], hidden: Float[Tensor, "rows tokens dim"]) -> Iterator[None]:
     """Within it the given first blocks compute nothing, and the last of them puts out `hidden`.
 
     Embeddings, masks and positions are prepared as always, so this holds for any family; the blocks after compute what

@@ -7,22 +7,20 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from trimtab import __version__
+from trimtab import __version__, terminal
 from trimtab.errors import NoChatTemplate, RunError, TrimtabError, UsageError
 
 if TYPE_CHECKING:
     from trimtab.evaluate import Evaluation
     from trimtab.model import SteerableModel
     from trimtab.steering import Steering
-    from trimtab.types import Progress, Task
+    from trimtab.types import Task
 
 EXIT_CODES = """\
 exit codes: 0 done, 1 unexpected, 2 a value that cannot be used, 3 not found, 4 model or site, 5 steering refused,
@@ -84,7 +82,7 @@ def _demo(args: argparse.Namespace) -> None:
             steering = artifact.read(folder)
         else:
             _say(f"learning a steering on {model.name}: which pronoun follows an occupation")
-            with _bar() as progress:
+            with terminal.progress_line() as progress:
                 steering = DSO().fit(
                     model, task, seed=args.seed, checkpoint=out / "checkpoint.safetensors", progress=progress
                 )
@@ -92,12 +90,12 @@ def _demo(args: argparse.Namespace) -> None:
             artifact.save(steering, folder)
             (out / "checkpoint.safetensors").unlink(missing_ok=True)
         _say("measuring it on occupations and wordings that it never saw, beside an instruction and a random direction")
-        with _bar() as progress:
+        with terminal.progress_line() as progress:
             evaluation = evaluate(
                 model, task, steering, _numbers(STOPS), seed=args.seed, out=out / "eval", name=str(folder),
                 command=f"trimtab demo --seed {args.seed}", progress=progress,
             )  # fmt: skip
-    _table(evaluation, sys.stdout)
+    terminal.table(evaluation, sys.stdout)
     print()
     _compare(
         model, steering, ["The nurse walked into the room and said that", "The mechanic was late, because"], 1.0, 20
@@ -129,7 +127,7 @@ def _learn(args: argparse.Namespace) -> None:
         reward = _reward(args.reward) if args.reward else None
         model = _load(args)
         checkpoint = out / "checkpoint.safetensors"
-        with _bar() as progress:
+        with terminal.progress_line() as progress:
             steering = settings.fit(
                 model,
                 task,
@@ -143,7 +141,7 @@ def _learn(args: argparse.Namespace) -> None:
                 steering = certify(model, task, steering, seed=args.seed, neutral=args.neutral, progress=progress)
         artifact.save(steering, out)
         checkpoint.unlink(missing_ok=True)
-    _print_card(steering, out)
+    terminal.card(steering, out)
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -151,7 +149,7 @@ def _eval(args: argparse.Namespace) -> None:
 
     steering, model = _steering_and_model(args)
     tasks = _tasks(args, steering)
-    with _bar() as progress:
+    with terminal.progress_line() as progress:
         found = evaluate(
             model, tasks, steering, _numbers(args.strength), seed=args.seed, split=args.split, out=args.out,
             name=str(args.steering) if args.steering else "base", controls=not args.no_controls, neutral=args.neutral,
@@ -159,10 +157,10 @@ def _eval(args: argparse.Namespace) -> None:
             command="trimtab " + " ".join(sys.argv[1:]), progress=progress,
         )  # fmt: skip
     if args.json == "-":
-        _table(found, sys.stderr)
+        terminal.table(found, sys.stderr)
         print(_rows(found))
     else:
-        _table(found, sys.stdout)
+        terminal.table(found, sys.stdout)
         if args.json:
             from trimtab.runs import write_whole
 
@@ -239,7 +237,7 @@ def _show(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(dict(steering.card), indent=1, ensure_ascii=False))
     else:
-        _print_card(steering, Path(args.steering))
+        terminal.card(steering, Path(args.steering))
 
 
 def _list_tasks(args: argparse.Namespace) -> None:
@@ -381,42 +379,6 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
-    """A progress line on standard error: redrawn on a terminal, now and then elsewhere."""
-    live = sys.stderr.isatty()
-    last: tuple[float, str] = (0.0, "")
-
-    def draw(p: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        whole = p.done >= p.total
-        if not whole and p.stage == last[1] and now - last[0] < (0.1 if live else 10.0):
-            return
-        last = now, p.stage
-        figures = "  ".join(f"{k} {v:.3g}" for k, v in p.figures if not k.startswith("validation_") or whole)
-        left = f"  {p.seconds_left:.0f} s left" if p.seconds_left is not None and not whole else ""
-        filled = int(24 * p.done / max(1, p.total))
-        line = f"{p.stage:16} [{'#' * filled}{'.' * (24 - filled)}] {p.done}/{p.total}{left}  {figures}"
-        if live:
-            width = shutil.get_terminal_size().columns - 1
-            print("\r\x1b[K" + line[:width], end="", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    try:
-        yield draw
-    finally:
-        if live and last[1]:
-            print(file=sys.stderr)
-
-
-SHOWN = (
-    "per_concept_bias", "stereotype_gap", "neither_rate", "unambiguous_accuracy", "unambiguous_accuracy_choice",
-    "position_effect", "option_mass", "perplexity", "kl",
-)  # fmt: skip
-
-
 def _rows(found: Evaluation) -> str:
     """The figures as JSON; what is undefined is null, because JSON knows no NaN."""
     rows = [
@@ -424,39 +386,6 @@ def _rows(found: Evaluation) -> str:
         for row in found.results
     ]
     return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False)
-
-
-def _table(found: Evaluation, sink: Any) -> None:
-    """Figures as rows, arms and strengths as columns, one table a task."""
-    for task in dict.fromkeys(r["task"] for r in found.results):
-        rows = [r for r in found.results if r["task"] == task]
-        arms = list(dict.fromkeys((r["steering"], r["strength"]) for r in rows))
-
-        def label(arm: tuple[str, float]) -> str:
-            name, strength = arm
-            if name == "instruction":
-                return "instruction"
-            if strength == 0:
-                return "base"
-            return f"random {strength:g}" if name == "random" else f"w={strength:g}"
-
-        print(f"\n{task}, split {rows[0]['split']}", file=sink)
-        cells = {(r["metric"], r["steering"], r["strength"]): r for r in rows}
-        for start in range(0, len(arms), 5):
-            some = arms[start : start + 5]
-            print(f"{'':28}" + "".join(f"{label(a):>22}" for a in some), file=sink)
-            for metric in SHOWN:
-                if any((metric, *a) in cells for a in some):
-                    line = "".join(f"{_cell(cells.get((metric, *a))):>22}" for a in some)
-                    print(f"{metric:28}{line}", file=sink)
-
-
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None or math.isnan(row["value"]):
-        return "-"
-    digits = 2 if row["metric"] == "perplexity" else 4 if row["metric"] == "kl" else 3
-    value = f"{row['value']:.{digits}f}"
-    return value if math.isnan(row["low"]) else f"{value} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
 def _compare(
@@ -472,48 +401,7 @@ def _compare(
     options = {"beyond_range": args.beyond_range, "other_weights": args.other_weights} if args is not None else {}
     with model.steer(steering, strength, **options):
         steered = model.generate(list(prompts), max_new_tokens=tokens)
-    width = max(24, (min(shutil.get_terminal_size((100, 24)).columns, 120) - 3) // 2)
-    for prompt, left, right in zip(prompts, base, steered, strict=True):
-        print(f"{prompt} ...")
-        columns = [textwrap.wrap(" ".join(t.split()), width) or [""] for t in (left, right)]
-        print(f"  {'base':{width}} | strength {strength:g}")
-        for n in range(max(map(len, columns))):
-            a, b = (c[n] if n < len(c) else "" for c in columns)
-            print(f"  {a:{width}} | {b}")
-
-
-def _print_card(steering: Steering, folder: Path) -> None:
-    card = steering.card
-    strength, made = card.get("strength", {}), card.get("model", {})
-    low, high = steering.trained_range
-    print(f"{folder}: a steering of {len(steering.interventions)} sites, {steering.numbers():,} numbers")
-    print(f"  operation    {card.get('operation', 'not stated')}")
-    print(f"  learner      {card.get('learner')}, seed {card.get('seed')}")
-    print(f"  model        {made.get('id')} ({made.get('family')}), weights {str(made.get('fingerprint'))[:12]}")
-    safe = strength.get("safe")
-    shown = f"{safe[0]:g} to {safe[1]:g}" if safe else "not measured"
-    print(f"  strength     trained {low:g} to {high:g}, safe {shown}, default {strength.get('default', 1.0):g}")
-    data = card.get("data", {})
-    print(
-        f"  data         {data.get('task', '(own items)')}, {data.get('items')} items, "
-        f"digest {str(data.get('digest'))[:12]}"
-    )
-    given = card.get("settings", {}).get("given", {})
-    print(f"  settings     {', '.join(f'{k}={v}' for k, v in given.items()) or 'all by default'}")
-    neurons = card.get("neurons", {})
-    if neurons:
-        print(f"  neurons      {neurons['steered']:,} steered, {100 * neurons['surviving_share']:.0f} % of them not 0")
-    results = [r for r in card.get("results", ()) if r["metric"] in SHOWN]
-    if results:
-        print(f"  results on the {results[0]['split']} split of {results[0]['task']}:")
-        for metric in SHOWN:
-            line = [f"{r['strength']:g}: {_cell(r)}" for r in results if r["metric"] == metric]
-            if line:
-                print(f"    {metric:28} {'   '.join(line)}")
-    print(
-        textwrap.fill(f"limits: {card.get('limits', 'not stated')}", 110, initial_indent="  ", subsequent_indent="  ")
-    )
-    print(f"  licence: {card.get('licence', 'not stated')}")
+    terminal.side_by_side(prompts, base, steered, strength)
 
 
 # -- the grammar

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, overload
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -299,14 +300,19 @@ class SteerableModel:
         tokens_per_batch: int = 4096,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[Outcome]:
-        """The probability of each option of each item, normalised over its options, and their total probability."""
+        """The probability of each option of each item, normalised over its options, and their total probability.
+
+        One strength a token needs items of one length, their prompts' tokens, and options of one token each.
+        """
         if not items:
             return []
         self._require_a_strength_each(len(items), "items")
+        encoded = self.encode(items, instruction)
+        self._require_a_strength_a_token(items, encoded)
         scores = scoring.score(
             self.body,
             self.readout,
-            self.encode(items, instruction),
+            encoded,
             tokens_per_batch=tokens_per_batch,
             share=not self._steers_rows(),
             rows=self._rows if self._dials else None,
@@ -317,7 +323,7 @@ class SteerableModel:
         ]
 
     @torch.no_grad()
-    def logp(self, texts: Sequence[str], *, given: str = "") -> list[Tensor]:
+    def logp(self, texts: Sequence[str], *, given: str = "") -> list[Float[Tensor, " tokens"]]:
         """log P of each token of each text after its first, or of all of them after the words `given`."""
         self._require_a_strength_each(len(texts), "texts")
         rows = self._rows if self._dials else None
@@ -328,18 +334,25 @@ class SteerableModel:
         return scoring.sequence_logp(self.body, self.readout, sequences, skip=skip, rows=rows)
 
     @torch.no_grad()
-    def hidden(self, texts: Sequence[str], *, instruction: str | None = None) -> list[Tensor]:
-        """Last hidden states (predicted tokens, dim) of texts, at the tokens that predict another token of the text."""
-        rows = self.tokens(texts)
-        if instruction is None:
-            return scoring.hidden_states(self.body, rows)
-        before = self.tokens([f"{instruction}\n\n"])[0]
-        start = len(self._start())
-        return scoring.hidden_states(self.body, [before + r[start:] for r in rows], skip=len(before) - start)
+    def hidden(self, texts: Sequence[str], *, instruction: str | None = None) -> list[Float[Tensor, "tokens dim"]]:
+        """Last hidden states of texts, at the tokens that predict another token of the text."""
+        self._require_a_strength_each(len(texts), "texts")
+        rows, skip = self.tokens(texts), 0
+        if instruction is not None:
+            before = self.tokens([f"{instruction}\n\n"])[0]
+            start = len(self._start())
+            rows, skip = [before + r[start:] for r in rows], len(before) - start
+        if not self._steers_rows():
+            return scoring.hidden_states(self.body, rows, skip=skip)
+        found = []
+        for index, row in enumerate(rows):  # together they would be sorted by length, away from their strengths
+            with self._rows([index]):
+                found += scoring.hidden_states(self.body, [row], skip=skip)
+        return found
 
     @torch.no_grad()
     def nll_and_kl(
-        self, texts: Sequence[str], hidden: Sequence[Tensor], base: Sequence[Tensor]
+        self, texts: Sequence[str], hidden: Sequence[Float[Tensor, "_ dim"]], base: Sequence[Float[Tensor, "_ dim"]]
     ) -> list[tuple[int, float, float]]:
         """For each text its predicted tokens, `-log p` summed over them, and KL(hidden's || base's) summed."""
         rows = [torch.tensor(r[1:], device=self.device) for r in self.tokens(texts)]
@@ -347,6 +360,16 @@ class SteerableModel:
         return [(len(r), *scoring.nll_and_kl(readout, h, b, r)) for r, h, b in zip(rows, hidden, base, strict=True)]
 
     # -- learning
+
+    def packs(self, longest: int) -> bool:
+        """Whether rows of up to `longest` tokens may be laid out as tries: masks and positions of our own are heard.
+
+        Held for every family in the table by the tests; elsewhere, with other attention kernels, and beyond a sliding
+        window, each row stands for itself.
+        """
+        window = getattr(self._text_config(), "sliding_window", None)
+        kernel = getattr(self.hf.config, "_attn_implementation", None)
+        return self.family in sites.FAMILIES and kernel in ("eager", "sdpa") and (not window or longest <= window)
 
     @contextmanager
     def short_rows(self, longest: int) -> Iterator[None]:
@@ -387,6 +410,19 @@ class SteerableModel:
                 raise StrengthError(
                     f"{dial.strength.shape[0]} strengths for {number} {what}; give one number, or one for each"
                 )
+
+    def _require_a_strength_a_token(self, items: Sequence[Item], encoded: Sequence[Encoded]) -> None:
+        given = {dial.strength.shape[1] for dial in self._dials if dial.strength.ndim == 2 and not dial.is_off}
+        for n in given:
+            for item, one in zip(items, encoded, strict=True):
+                # An answer of several tokens is run with those before its last, behind the prompt.
+                rows = {len(one.prompt), len(one.prompt) + max(map(len, one.options)) - 1}
+                if rows != {n}:
+                    raise StrengthError(
+                        f"{n} strengths a row, but item '{item.id}' is run in rows of "
+                        f"{' and '.join(map(str, sorted(rows)))} tokens; with one strength a token score items of that "
+                        "one length whose options are one token each, or give one strength a row"
+                    )
 
     def _steers_rows(self) -> bool:
         return any(dial.strength.ndim for dial in self._dials)

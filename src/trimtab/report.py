@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from trimtab import figures
 from trimtab.errors import NotFound, UsageError
 from trimtab.figures import Axis, Dot, Span, Track
+from trimtab.runs import write_whole
 from trimtab.types import Estimate, Record
 from trimtab.verdict import (
     BY_KEY,
@@ -65,20 +65,12 @@ def render(run: Path) -> str:
 def write(run: Path, out: Path) -> Path:
     """Write the report of a run; `out` is replaced whole or not at all.
 
-    Raises as `render`, and NotFound where the folder to write into does not exist.
+    Raises as `render`, NotFound where the folder to write into does not exist, and RunError where the disk is full.
     """
     page, out = render(run), Path(out)
     if not out.parent.is_dir():
         raise NotFound(f"no folder {out.parent} to write {out.name} into; create it or choose another --out")
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-        os.chmod(name, 0o644)  # mkstemp makes it private; a report is made to be handed on
-        os.replace(name, out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(out, page.encode())
     return out
 
 
@@ -888,148 +880,11 @@ def _css() -> str:
     def theme(colours: Mapping[str, str]) -> str:
         return "".join(f"--{name}:{value};" for name, value in colours.items())
 
+    sheet = "\n" + files("trimtab").joinpath("data/report.css").read_text("utf-8")
     return (
         f":root{{color-scheme:light dark;{theme(figures.LIGHT)}}}"
         f"@media screen and (prefers-color-scheme:dark){{:root{{{theme(figures.DARK)}}}}}"
         + figures.style(figures.VARIABLES)
         + f"body,td,th{{font-family:{figures.FONT}}}"
-        + _CSS
+        + sheet
     )
-
-
-_CSS = """
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 1060px; padding: 36px 28px 48px; background: var(--paper); color: var(--ink);
-  font-size: 15px; line-height: 1.55; -webkit-text-size-adjust: 100% }
-h1, h2, h3, .lead, .badge { text-wrap: pretty;
-  font-family: Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, "DejaVu Serif", serif }
-h1 { font-size: 32px; line-height: 1.15; margin: 4px 0 8px; letter-spacing: -.01em; overflow-wrap: anywhere }
-h2 { font-size: 22px; line-height: 1.2; margin: 0 0 10px }
-h3 { font-size: 17px; margin: 24px 0 8px }
-section { padding: 34px 0 6px }
-section + section { border-top: 1px solid var(--rule); margin-top: 28px }
-p { margin: 0 0 12px; max-width: 76ch }
-code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
-  overflow-wrap: anywhere }
-.kicker { color: var(--soft); font-size: 13px; letter-spacing: .02em; margin: 0 }
-.sub { color: var(--soft); margin: 0; overflow-wrap: anywhere }
-.fine { color: var(--soft); font-size: 13px }
-.absent { color: var(--soft); font-style: italic }
-.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
-nav { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 18px 0 0; padding: 10px 0; font-size: 13.5px;
-  border: solid var(--rule); border-width: 1px 0 }
-nav a { color: var(--steering); text-decoration: none }
-nav a:hover, nav a:focus { text-decoration: underline }
-footer { border-top: 1px solid var(--rule); margin-top: 34px; padding-top: 12px; color: var(--soft);
-  font-size: 13px }
-
-.verdict { border-left: 5px solid var(--soft); padding: 2px 0 2px 18px; margin: 0 0 20px }
-.verdict.good { border-color: var(--good) }
-.verdict.mixed { border-color: var(--warn) }
-.verdict.bad { border-color: var(--bad) }
-.badge { font-size: 21px; font-weight: 700; line-height: 1.25; margin: 0 0 8px }
-.badge span { display: inline-block; width: 1.1em }
-.good .badge { color: var(--good) }
-.mixed .badge { color: var(--warn) }
-.bad .badge { color: var(--bad) }
-.lead { font-size: 17.5px; line-height: 1.55; margin: 0 0 8px; font-variant-numeric: tabular-nums }
-.tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; margin: 0 0 18px }
-.tile { background: var(--panel); border-radius: 8px; padding: 12px 14px }
-.tile p { margin: 0 }
-.tile .name { font-size: 13px; color: var(--soft) }
-.tile .num { font-size: 22px; font-weight: 650; line-height: 1.4; white-space: nowrap }
-.tile .num small { font-size: 13px; font-weight: 400 }
-.tile .was, .tile .to { color: var(--soft); font-weight: 400 }
-.tile .num, .tile .fine { font-variant-numeric: tabular-nums }
-.note { border: 1px solid var(--rule); border-left: 5px solid var(--soft); border-radius: 4px;
-  padding: 9px 14px; margin: 0 0 10px }
-.note p { margin: 0; max-width: none }
-.note.warning { border-color: var(--warn); background: var(--warnback) }
-.note.warning strong { color: var(--warn) }
-
-figure { margin: 14px 0 6px }
-figcaption { margin-top: 6px }
-svg { display: block; max-width: 100% }
-svg[role=img] { height: auto }
-svg.wide { max-width: none; overflow: visible }
-.f-track { fill: var(--rule) }
-.f-before { fill: var(--soft) }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(380px, 100%), 1fr)); gap: 18px 24px }
-.many { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(290px, 100%), 1fr)); gap: 20px 22px }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 13px; margin: 4px 0 6px; max-width: none;
-  align-items: center }
-.legend span { display: inline-flex; align-items: center; gap: 6px }
-
-table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; width: 100% }
-th { text-align: left; font-weight: 400 }
-td { text-align: right; white-space: nowrap }
-thead th { color: var(--soft); font-size: 12.5px; vertical-align: bottom }
-.scroll { overflow-x: auto }
-.figures th, .figures td { padding: 3px 0 3px 14px; white-space: nowrap }
-.figures th:first-child { padding-left: 0 }
-.figures thead th:not(:first-child) { text-align: right; white-space: normal }
-.figures tbody th svg { display: inline-block; vertical-align: -3px; margin-right: 8px; max-width: none }
-.figures th[scope=row] { position: sticky; left: 0; background: var(--paper) }
-.figures tr:not(.group) > * { border-top: 1px solid var(--rule) }
-.figures thead tr > * { border: 0 }
-.figures .group th { padding-top: 18px; font-weight: 650 }
-.figures .group span { font-weight: 400; color: var(--soft); margin-left: 8px }
-.dumbbell th, .dumbbell td { padding: 0 }
-.dumbbell td:not(.draw), .dumbbell thead th:nth-child(n+3) { width: 66px; text-align: right }
-.dumbbell th:first-child { width: 1%; white-space: nowrap; padding-right: 22px }
-.dumbbell .draw { padding-right: 10px }
-.dumbbell tbody { line-height: 19px }
-.ends { display: flex; justify-content: space-between }
-.settings { width: auto }
-.settings th, .settings td { text-align: left; padding: 3px 28px 3px 0; border-top: 1px solid var(--rule);
-  white-space: normal; overflow-wrap: anywhere }
-.settings thead th { border-top: 0 }
-
-.prompt { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 8px; max-width: none; font-weight: 550 }
-.who { font-size: 12.5px; color: var(--soft); margin: 0 0 3px; display: flex; align-items: center; gap: 6px }
-.sample { border-top: 1px solid var(--rule); padding: 14px 0 8px }
-.cells { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(210px, 100%), 1fr)); gap: 12px 22px }
-.said, .same { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 14px }
-.same { color: var(--soft); font-style: italic }
-.items { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 14px;
-  margin: 0 0 18px }
-.item { background: var(--panel); border-radius: 8px; padding: 12px 14px; min-width: 0 }
-.item .prompt { font-size: 14px }
-.item td, .item th { padding: 2px 0 }
-.item .draw { width: 26%; padding-left: 12px }
-.item td:not(.draw) { width: 46px }
-.item thead th[colspan] { padding-left: 12px }
-.item tbody th { overflow-wrap: anywhere; line-height: 1.3 }
-.role { color: var(--soft); font-size: 12px }
-dl { display: grid; grid-template-columns: minmax(120px, max-content) 1fr; gap: 5px 22px; margin: 0 0 12px;
-  font-size: 14px }
-dt { color: var(--soft) }
-dd { margin: 0; overflow-wrap: anywhere; max-width: 80ch }
-.defs { gap: 12px 22px; grid-template-columns: 200px 1fr }
-.defs dt { color: var(--ink); font-weight: 600 }
-
-@media (max-width: 720px) {
-  body { padding: 22px 16px 36px }
-  h1 { font-size: 26px }
-  .tiles { grid-template-columns: 1fr 1fr; gap: 8px }
-  .tile { padding: 10px }
-  .tile .num { font-size: 18px }
-  .lead { font-size: 16.5px }
-  dl, .defs { display: block }
-  dd { margin: 0 0 9px }
-  .dumbbell td:not(.draw), .dumbbell thead th:nth-child(n+3) { width: 54px; padding-left: 8px }
-  .dumbbell th:first-child { padding-right: 10px }
-  .figures { font-size: 12.5px }
-}
-@media print {
-  nav { display: none }
-  body { max-width: none; padding: 0; font-size: 12px }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact }
-  p, figure, .item, .sample, .note, .tile, .figures tbody { break-inside: avoid }
-  h2, h3, section > p:not(.fine) { break-after: avoid }
-  .pair, .items { grid-template-columns: 1fr 1fr }
-  .many { grid-template-columns: repeat(3, 1fr) }
-  .scroll { overflow: visible }
-  .lead { font-size: 14px }
-}
-"""

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,14 @@ from trimtab.errors import RunError
 
 @contextmanager
 def owned(folder: Path) -> Iterator[Path]:
-    """Hold the folder against a second run; the lock dies with the process. Raises RunError where it is held."""
+    """Hold the folder against a second run; the lock dies with the process. Raises RunError where it is held.
+
+    Folders that it made and that are empty when it is left, as after a refusal, are taken away again.
+    """
     from filelock import FileLock, Timeout
 
     with disk(folder):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(str(folder / ".lock"), timeout=0)
         try:
@@ -32,6 +36,9 @@ def owned(folder: Path) -> Iterator[Path]:
         # While it is still held: after the release it may be another run's.
         (folder / ".lock").unlink(missing_ok=True)
         lock.release()
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
 
 
 @contextmanager

@@ -294,82 +294,52 @@ class Flat:
     """
 
     rows: tuple[tuple[int, ...], ...]
-    reads: tuple[tuple[int, int, int, int], ...]
-    """(row, position, token, slot), with slots numbering the options of all items in order."""
+    wanted: tuple[tuple[int, int], ...]
+    """(row, token) pairs whose last hidden state is unembedded."""
+    reads: tuple[tuple[int, int, int], ...]
+    """(index in `wanted`, token predicted there, slot), with slots numbering the options of all items in order."""
     options: tuple[int, ...]
     """Number of options of each item."""
-    firsts: tuple[tuple[int, int], ...]
-    """(row, position) where each item's prompt ends."""
-    disjoint: tuple[tuple[int, ...], ...] = ()
+    disjoint: tuple[tuple[int, ...], ...]
     """Of each item, the options whose probabilities add up to the mass: those that continue no other."""
 
 
 def flatten(items: Sequence[Encoded]) -> Flat:
     """Lay items out for `score_flat`."""
     rows: list[tuple[int, ...]] = []
-    reads: list[tuple[int, int, int, int]] = []
-    firsts: list[tuple[int, int]] = []
+    wanted: dict[tuple[int, int], int] = {}
+    reads: list[tuple[int, int, int]] = []
     slot = 0
     for item in items:
         end = len(item.prompt) - 1
-        first_row = len(rows)
-        longer = [o for o in item.options if len(o) > 1]
-        if not longer:
+        first = len(rows)
+        if all(len(o) == 1 for o in item.options):
             rows.append(item.prompt)
         for option in item.options:
             if len(option) > 1:
                 rows.append(item.prompt + option[:-1])
-            row = len(rows) - 1 if len(option) > 1 else first_row
-            reads.extend((row, end + t, token, slot) for t, token in enumerate(option))
+            row = len(rows) - 1 if len(option) > 1 else first
+            for t, token in enumerate(option):
+                reads.append((wanted.setdefault((row, end + t), len(wanted)), token, slot))
             slot += 1
-        firsts.append((first_row, end))
     disjoint = tuple(tuple(_disjoint(i.options)) for i in items)
-    return Flat(tuple(rows), tuple(reads), tuple(len(i.options) for i in items), tuple(firsts), disjoint)
+    return Flat(tuple(rows), tuple(wanted), tuple(reads), tuple(len(i.options) for i in items), disjoint)
 
 
-def length_buckets(lengths: Sequence[int], overhead: int = 96) -> list[list[int]]:
-    """Split rows into batches of like length, least cost first: padded tokens plus `overhead` for each batch.
+def score_flat(readout: Readout, flat: Flat, h: Float[Tensor, "wanted dim"]) -> list[Scores]:
+    """Scores of flattened items from the last hidden states that they want, each unembedded once.
 
-    Exact, by dynamic programming over the distinct lengths; a pass costs about as much as `overhead` tokens before it
-    computes any.
+    The same numbers as `score`, with gradients and without a cache between passes, so that activation checkpointing may
+    be used.
     """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    distinct = sorted(set(lengths))
-    count = {n: sum(1 for length in lengths if length == n) for n in distinct}
-    best: list[tuple[float, int]] = [(0.0, 0)]
-    for end in range(1, len(distinct) + 1):
-        options = []
-        for start in range(end):
-            held = sum(count[n] for n in distinct[start:end])
-            options.append((best[start][0] + held * distinct[end - 1] + overhead, start))
-        best.append(min(options))
-    cuts, end = [], len(distinct)
-    while end:
-        cuts.append((best[end][1], end))
-        end = best[end][1]
-    place, batches = 0, []
-    for start, end in reversed(cuts):
-        held = sum(count[n] for n in distinct[start:end])
-        batches.append(order[place : place + held])
-        place += held
-    return batches
-
-
-def score_flat(
-    readout: Readout, flat: Flat, run: Callable[[Sequence[int]], Tensor], *, wide: int | None = None
-) -> list[Scores]:
-    """Score flattened items with gradients; `run` gives the last hidden states (rows, tokens, dim) of some rows.
-
-    The same numbers as `score`, without a cache between passes, so that activation checkpointing may be used.
-    """
-    hidden: dict[int, Tensor] = {}
-    for batch in length_buckets([len(r) for r in flat.rows]):
-        hidden.update(zip(batch, run(batch).unbind(0), strict=True))
-    h = torch.stack([hidden[row][position] for row, position, _, _ in flat.reads])
-    device = h.device
-    tokens = torch.tensor([[token] for _, _, token, _ in flat.reads], device=device)
-    slots = torch.tensor([slot for *_, slot in flat.reads], device=device)
-    picked = _log_softmax_at(readout, h, tokens).squeeze(1)
-    logp = torch.zeros(sum(flat.options), device=device).index_add(0, slots, picked)
+    place, token, slot = torch.tensor(flat.reads, device=h.device).unbind(1)
+    logp = torch.zeros(sum(flat.options), device=h.device)
+    step = max(1, LOGITS_AT_ONCE // readout.weight.shape[0])
+    for start in range(0, len(h), step):
+        logits = readout(h[start : start + step])
+        norm = logits.logsumexp(-1)
+        mine = ((place >= start) & (place < start + step)).nonzero().squeeze(1)
+        at = place[mine] - start
+        logp = logp.index_add(0, slot[mine], logits[at, token[mine]] - norm[at])
     parts = zip(logp.split(list(flat.options)), flat.disjoint, strict=True)
     return [Scores(part, torch.logsumexp(part[list(counted)], 0)) for part, counted in parts]

@@ -169,13 +169,15 @@ class Dial:
 
     `strength` is one number, one a row (rows,), or one a token (rows, tokens) counted from the first column of the
     input, left padding included; tokens decoded beyond the last column keep the last column's strength. It is kept in
-    a tensor that is changed in place, so that a compiled model is not compiled again when it turns.
+    a tensor on the model's device that is changed in place, so that a compiled model is not compiled again when it
+    turns, and that is not moved while it runs; a model over several devices has a copy on each further one.
     """
 
     def __init__(self, root: nn.Module, steering: Steering, strength: Strength, *, beyond_range: bool) -> None:
         self.steering = steering
         self._beyond_range = beyond_range
-        self._w = torch.zeros(())
+        self._w = torch.zeros((), device=_home(root))
+        self._copies: dict[torch.device, Tensor] = {}
         self._zero = True
         self._some_zero = True
         self._off = False
@@ -208,6 +210,9 @@ class Dial:
             hook.voices.append(voice)
             self._voices.append(voice)
             self._attached.append((hook, voice))
+            # Now, not when it is first needed: a compiled graph would be compiled again for a copy that appeared in it.
+            for p in site.module.parameters():
+                self._w_on(p.device)
 
     @property
     def fired(self) -> set[str]:
@@ -224,7 +229,7 @@ class Dial:
     @strength.setter
     def strength(self, value: Strength) -> None:
         try:
-            w = torch.as_tensor(value, dtype=torch.float32).detach()
+            w = torch.as_tensor(value, dtype=torch.float32).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise StrengthError(f"strength must be a number or a list of numbers, got {value!r}") from error
         low, high = self.steering.trained_range
@@ -239,11 +244,13 @@ class Dial:
                 f"strength {worst:g} is outside the trained range [{low:g}, {high:g}]; what it does there is unknown. "
                 "Ask for it with beyond_range=True (--beyond-range) if you mean it"
             )
-        w = w.to(self._w.device)
-        if w.shape == self._w.shape and not self._w.is_inference():
-            self._w.copy_(w)
+        kept = (self._w, *self._copies.values())
+        if w.shape == self._w.shape and not any(t.is_inference() for t in kept):
+            for tensor in kept:
+                tensor.copy_(w)
         else:
-            self._w = w.clone()
+            self._w = w.to(self._w.device, copy=True)
+            self._copies = {device: w.to(device, copy=True) for device in self._copies}
         self._zero = not bool(w.any())
         self._some_zero = bool((w == 0).any())
         self._forget()
@@ -252,12 +259,12 @@ class Dial:
     def rows(self, index: Sequence[int] | Tensor) -> Iterator[None]:
         """Within it, row i of the batch is steered with the strength of row `index[i]`."""
         before = self._select
-        chosen = torch.as_tensor(index, dtype=torch.long)
+        chosen = torch.as_tensor(index, dtype=torch.long).cpu()
         if self._w.ndim and not self._off and int(chosen.max()) >= self._w.shape[0]:
             raise StrengthError(
                 f"{self._w.shape[0]} strengths for {int(chosen.max()) + 1} rows or more; give one number, or one a row"
             )
-        self._select = None if self._w.ndim == 0 else chosen
+        self._select = None if self._w.ndim == 0 else chosen.to(self._w.device)
         self._forget()
         try:
             yield
@@ -297,7 +304,7 @@ class Dial:
         rows, tokens = ids.shape[:2]
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
-        w = self._rows_of_w()
+        w = self._rows_of_w(self._w.device)
         if w.shape[0] != rows:
             raise StrengthError(f"{w.shape[0]} strengths for {rows} rows; give one number, or one a row")
         if w.ndim == 2 and past == 0:
@@ -306,14 +313,22 @@ class Dial:
                 raise StrengthError(f"{w.shape[1]} strengths a row for {tokens} tokens; give one a token")
         self._rows_tokens, self._past = (rows, tokens), past
 
-    def _rows_of_w(self) -> Tensor:
-        return self._w if self._select is None else self._w[self._select.to(self._w.device)]
+    def _w_on(self, device: torch.device) -> Tensor:
+        if device == self._w.device:
+            return self._w
+        if device not in self._copies:
+            self._copies[device] = self._w.to(device)
+        return self._copies[device]
+
+    def _rows_of_w(self, device: torch.device) -> Tensor:
+        w = self._w_on(device)
+        return w if self._select is None else w[self._select.to(device)]
 
     def _broadcast(self, h: Tensor) -> Tensor:
         """The strength, shaped to broadcast over the leading axes of h."""
         if self._w.ndim == 0:
-            return self._w.to(h.device)
-        w = self._rows_of_w().to(h.device)
+            return self._w_on(h.device)
+        w = self._rows_of_w(h.device)
         if self._rows_tokens is not None:
             rows, tokens = self._rows_tokens
             if w.ndim == 2:
@@ -369,6 +384,12 @@ def attach(root: nn.Module, steering: Steering, strength: Strength = 1.0, *, bey
     the trained range unless `beyond_range`), SteeringError (a compiled model, which would ignore the hooks).
     """
     return Dial(root, steering, strength, beyond_range=beyond_range)
+
+
+def _home(root: nn.Module) -> torch.device:
+    """Where the strength lives: with the first weights; on the CPU where there are none, or none loaded yet."""
+    first = next(root.parameters(), None)
+    return torch.device("cpu") if first is None or first.is_meta else first.device
 
 
 def _refuse_compiled(root: nn.Module) -> None:

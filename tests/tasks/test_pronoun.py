@@ -73,10 +73,10 @@ def test_there_are_enough_occupations_templates_and_items(task):
     ambiguous = Counter(t.split for t in templates() if t.ambiguous)
     unambiguous = [t for t in templates() if not t.ambiguous]
     assert len(occupations()) >= 150
-    assert jobs["train"] >= 66
+    assert jobs["train"] >= 350
     assert jobs["test"] >= 36
     assert jobs["validation"] >= 15
-    assert ambiguous["train"] >= 139
+    assert ambiguous["train"] >= 470
     assert ambiguous["validation"] >= 18
     assert ambiguous["test"] >= 40
     assert len(unambiguous) >= 68
@@ -85,7 +85,10 @@ def test_there_are_enough_occupations_templates_and_items(task):
         assert sum(t.case == case for t in templates() if t.ambiguous) >= 66
         assert sum(t.case == case for t in unambiguous) >= 22
     n = Counter((i.split, i.ambiguous) for i in task.items)
-    assert n["train", True] == jobs["train"] * ambiguous["train"]
+    assert n["train", True] == jobs["train"] * 3 * 16
+    assert {i.template for i in task.split("train") if i.ambiguous} == {
+        t.id for t in templates() if t.split == "train" and t.ambiguous
+    }
     assert 1100 <= n["test", True] <= 1200
     assert 340 <= n["validation", True] <= 380
     assert all(0 < n[split, False] <= n[split, True] for split in SPLITS)

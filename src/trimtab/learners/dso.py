@@ -29,9 +29,9 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from trimtab import capture, scoring, sites
+from trimtab import capture, packing, scoring, sites
 from trimtab.errors import RunError, TaskError, UsageError
 from trimtab.interventions import Diagonal
 from trimtab.model import SteerableModel
 from trimtab.neutral import passages
+from trimtab.packing import Layout
 from trimtab.runs import write_whole
 from trimtab.scoring import Encoded, Scores
 from trimtab.steering import Dial, Steering, attach
@@ -243,8 +244,10 @@ class _Run:
         self.held: dict[str, float] = {}
         self.known: dict[str, _Known] = {}
         self.references: dict[str, tuple[float, float]] = {}
+        self.guards: list[Item] = []
         self.listed = any(_listed(i) for i in train if i.ambiguous)
         self.windows = self._windows() if math.isfinite(settings.kl_budget) else []
+        self.of_concept = {o: _templates(members) for o, members in by_concept([i for i in train if i.ambiguous])}
         self.of_template: dict[str, list[Item]] = {}
         for item in train:
             if item.ambiguous:
@@ -274,9 +277,7 @@ class _Run:
         if new and self.blocks:
             self._with_base(new)
         elif new:
-            self.known.update(
-                {i.id: _Known(i, e, (None,) * _rows(e)) for i, e in zip(new, self.model.encode(new), strict=True)}
-            )
+            self.known.update({i.id: _plain(i, e) for i, e in zip(new, self.model.encode(new), strict=True)})
         return [self.known[i.id] for i in items]
 
     def _with_base(self, items: Sequence[Item]) -> list[_Known]:
@@ -287,14 +288,17 @@ class _Run:
             flat = scoring.flatten(encoded)
             below: dict[int, Tensor] = {}
 
-            def run(rows: Sequence[int]) -> Tensor:
-                hidden, lower = self._base([flat.rows[r] for r in rows])
-                if lower is not None:
-                    below.update({r: lower[n, : len(flat.rows[r])].clone() for n, r in enumerate(rows)})
+            def run(layout: Layout, rows: Sequence[int]) -> Tensor:
+                if not self.blocks:
+                    return layout.run(self.model.body)
+                with capture.recorded(self.blocks[-1]) as seen:
+                    hidden = layout.run(self.model.body)
+                lower = seen[0].flatten(0, 1)
+                below.update({r: lower[list(places)] for r, places in zip(rows, layout.places, strict=True)})
                 return hidden
 
             with torch.no_grad(), self.model.unsteered():
-                scores = scoring.score_flat(self.readout, flat, run)
+                scores = scoring.score_flat(self.readout, flat, self._hidden(flat.rows, flat.wanted, run))
             start = 0
             for item, code, found in zip(new, encoded, scores, strict=True):
                 held = tuple(below.get(r) for r in range(start, start + _rows(code)))
@@ -326,18 +330,8 @@ class _Run:
             start = rng.randrange(max(1, len(ids) - self.s.kl_tokens + 1))
             cut.append(ids[start : start + self.s.kl_tokens])
         with torch.no_grad(), self.model.unsteered():
-            hidden = self.model.body(
-                input_ids=scoring.padded(cut, self.model.device), use_cache=False
-            ).last_hidden_state
-        return [(ids, hidden[n, : len(ids)].clone()) for n, ids in enumerate(cut)]
-
-    def _base(self, rows: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor | None]:
-        ids = scoring.padded(rows, self.model.device)
-        if not self.blocks:
-            return self.model.body(input_ids=ids, use_cache=False).last_hidden_state, None
-        with capture.recorded(self.blocks[-1]) as seen:
-            hidden = self.model.body(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden, seen[0]
+            _, hidden = self._scores([], cut)
+        return list(zip(cut, hidden.split([len(ids) for ids in cut]), strict=True))
 
     # -- the steered model
 
@@ -346,42 +340,31 @@ class _Run:
         parts = theta.split(self.widths)
         return {s.name: (Diagonal(p[:, 0], p[:, 1]),) for s, p in zip(self.sites, parts, strict=True)}
 
-    def _forward(
-        self, rows: Sequence[tuple[int, ...]], below: Sequence[Tensor | None]
-    ) -> Callable[[Sequence[int]], Tensor]:
-        """A function that runs some rows, from the first steered block on where all hold what lies below."""
-
-        def run(some: Sequence[int]) -> Tensor:
-            ids = scoring.padded([rows[r] for r in some], self.model.device)
-            held = [h for h in (below[r] for r in some) if h is not None]
-            reuse = bool(self.blocks) and len(held) == len(some)
-            lower = capture.resumed(self.blocks, pad_sequence(held, batch_first=True)) if reuse else nullcontext()
-            with lower:
-                out: Tensor = self.model.body(input_ids=ids, use_cache=False).last_hidden_state
-            return out
-
-        return run
+    def _hidden(
+        self, rows: Sequence[tuple[int, ...]], wanted: Sequence[tuple[int, int]], run: packing.Run
+    ) -> Tensor:
+        """Last hidden states (wanted, dim) at some (row, token) pairs."""
+        pack = self.model.packs(max(map(len, rows)))
+        return packing.hidden_at(rows, wanted, run, pack=pack, device=self.model.device)
 
     def _scores(
         self, known: Sequence[_Known], texts: Sequence[tuple[int, ...]] = ()
-    ) -> tuple[list[Scores], list[Tensor]]:
-        """Scores of items, and the last hidden states of texts, which ride along in the same passes."""
+    ) -> tuple[list[Scores], Tensor]:
+        """Scores of items, and the last hidden states (tokens, dim) of texts, which ride along in the same pass."""
         flat = scoring.flatten([k.encoded for k in known])
         rows = (*flat.rows, *texts)
         below = [*(h for k in known for h in k.below), *(None for _ in texts)]
-        run = self._forward(rows, below)
-        hidden: dict[int, Tensor] = {}
+        riding = [(len(flat.rows) + n, t) for n, text in enumerate(texts) for t in range(len(text))]
 
-        def keep(some: Sequence[int]) -> Tensor:
-            out = run(some)
-            hidden.update({r: out[n, : len(rows[r])] for n, r in enumerate(some) if r >= len(flat.rows)})
-            return out
+        def run(layout: Layout, some: Sequence[int]) -> Tensor:
+            held = [h for h in (below[r] for r in some) if h is not None]
+            reuse = bool(self.blocks) and len(held) == len(some)
+            with capture.resumed(self.blocks, layout.spread(held)) if reuse else nullcontext():
+                return layout.run(self.model.body)
 
-        if not known:
-            keep(range(len(rows)))
-            return [], [hidden[r] for r in sorted(hidden)]
-        scores = scoring.score_flat(self.readout, replace(flat, rows=rows), keep)
-        return scores, [hidden[r] for r in sorted(hidden)]
+        hidden = self._hidden(rows, [*flat.wanted, *riding], run)
+        items = scoring.score_flat(self.readout, flat, hidden[: len(flat.wanted)]) if known else []
+        return items, hidden[len(flat.wanted) :]
 
     # -- the objective
 
@@ -394,7 +377,7 @@ class _Run:
             scores, hidden = self._scores(known, [ids for ids, _ in windows])
         kl: tuple[Tensor, ...] = ()
         if windows:
-            logits, base = self.readout(torch.cat(hidden)), self.readout(torch.cat([h for _, h in windows]))
+            logits, base = self.readout(hidden), self.readout(torch.cat([h for _, h in windows]))
             now, before = logits.log_softmax(-1), base.log_softmax(-1)
             kl = (now.exp() * (now - before)).sum(-1).split([len(ids) for ids, _ in windows])
         return [x.logp for x in scores], [x.log_mass for x in scores], list(kl)
@@ -485,9 +468,9 @@ class _Run:
             rewards = [[float(r) for r in self.reward(k.item, t)] for k, t in zip(known, texts, strict=True)]
             if any(len(r) != self.s.samples or not all(map(math.isfinite, r)) for r in rewards):
                 raise UsageError("the reward function must return one finite number for each answer it is given")
-        flat = scoring.flatten([Encoded(k.encoded.prompt, some) for k, some in zip(known, answers, strict=True)])
+        said = [_plain(k.item, Encoded(k.encoded.prompt, some)) for k, some in zip(known, answers, strict=True)]
         with self._attached():
-            scores = scoring.score_flat(self.readout, flat, self._forward(flat.rows, [None] * len(flat.rows)))
+            scores, _ = self._scores(said)
         r = torch.tensor(rewards, device=self.model.device)
         advantage = r - (r.sum(1, keepdim=True) - r) / (self.s.samples - 1)
         return -(advantage * torch.stack([x.logp for x in scores])).mean(), {"reward": float(r.mean())}
@@ -528,8 +511,6 @@ class _Run:
         """Run the steps; returns the history of figures at each look."""
         optimiser = torch.optim.Adam([self.theta], lr=self.s.learning_rate, betas=(0.9, 0.99))
         state = _State(self, optimiser, checkpoint)
-        groups = {o: _templates(members) for o, members in by_concept([i for i in self.train if i.ambiguous])}
-        clear = self._guards()
         begun, first, window = time.monotonic(), state.step, []
         while state.step < self.s.steps and not state.stopped:
             step = state.step
@@ -537,7 +518,7 @@ class _Run:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad()
-            window.append(self._step(step, groups, clear))
+            window.append(self.step(step))
             nn.utils.clip_grad_norm_([self.theta], 1.0)
             optimiser.step()
             self._shrink(rate)
@@ -551,8 +532,7 @@ class _Run:
                 # of other items; so an unbroken run begins anew here as well.
                 self.known.clear()
                 self.references.clear()
-                if state.step < self.s.steps:
-                    clear = self._guards()
+                self.guards = []
             if progress is not None:
                 spent = time.monotonic() - begun
                 left = spent / (state.step - first) * (self.s.steps - state.step)
@@ -586,24 +566,26 @@ class _Run:
         """KL(steered || base) at all tokens of all windows, mean in nats a token."""
         with attach(self.model.hf, Steering(self.interventions(theta)), 1.0):
             _, hidden = self._scores([], [ids for ids, _ in self.windows])
-        sums = [
-            scoring.nll_and_kl(self.readout, h, base, torch.zeros(len(h), dtype=torch.long, device=h.device))[1]
-            for h, (_, base) in zip(hidden, self.windows, strict=True)
-        ]
-        return sum(sums) / sum(len(ids) for ids, _ in self.windows)
+        nothing = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+        base = torch.cat([h for _, h in self.windows])
+        return scoring.nll_and_kl(self.readout, hidden, base, nothing)[1] / len(hidden)
 
     def _guards(self) -> list[Item]:
         """The unambiguous items that steps draw from; the base scores them in one go, which is cheaper."""
+        if self.guards:
+            return self.guards
         clear = [i for i in self.train if not i.ambiguous]
         most = max(GUARDS_AT_MOST, self.s.unambiguous_per_step)
         chosen = random.Random(f"{self.seed}:guards").sample(clear, min(most, len(clear)))
         for start in range(0, len(chosen), 128):
             self._with_base(chosen[start : start + 128])
+        self.guards = chosen
         return chosen
 
-    def _step(self, step: int, groups: dict[str, list[list[Item]]], clear: list[Item]) -> dict[str, float]:
+    def step(self, step: int) -> dict[str, float]:
         """Gradients of one step, part by part; returns its figures."""
         rng = random.Random(f"{self.seed}:{step}")
+        groups, clear = self.of_concept, self._guards()
         concepts = rng.sample(sorted(groups), min(self.s.concepts_per_step, len(groups)))
         # The position guard compares with the base item by item.
         prepare = self._with_base if self.listed else self._encoded
@@ -895,6 +877,11 @@ def _templates(members: Sequence[Item]) -> list[list[Item]]:
     for item in members:
         groups.setdefault(item.template, []).append(item)
     return list(groups.values())
+
+
+def _plain(item: Item, encoded: Encoded) -> _Known:
+    """An item of which nothing was computed."""
+    return _Known(item, encoded, (None,) * _rows(encoded))
 
 
 def _rows(encoded: Encoded) -> int:

@@ -1,0 +1,134 @@
+"""What a person sees in a terminal: a progress line, tables of figures, completions side by side, a steering's card."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.evaluate import Evaluation
+    from trimtab.steering import Steering
+    from trimtab.types import Progress
+
+
+@contextlib.contextmanager
+def progress_line() -> Iterator[Callable[[Progress], None]]:
+    """A progress line on standard error: redrawn on a terminal, now and then elsewhere."""
+    live = sys.stderr.isatty()
+    last: tuple[float, str] = (0.0, "")
+
+    def draw(p: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        whole = p.done >= p.total
+        if not whole and p.stage == last[1] and now - last[0] < (0.1 if live else 10.0):
+            return
+        last = now, p.stage
+        figures = "  ".join(f"{k} {v:.3g}" for k, v in p.figures if not k.startswith("validation_") or whole)
+        left = f"  {p.seconds_left:.0f} s left" if p.seconds_left is not None and not whole else ""
+        filled = int(24 * p.done / max(1, p.total))
+        line = f"{p.stage:16} [{'#' * filled}{'.' * (24 - filled)}] {p.done}/{p.total}{left}  {figures}"
+        if live:
+            width = shutil.get_terminal_size().columns - 1
+            print("\r\x1b[K" + line[:width], end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    try:
+        yield draw
+    finally:
+        if live and last[1]:
+            print(file=sys.stderr)
+
+
+SHOWN = (
+    "per_concept_bias", "stereotype_gap", "neither_rate", "unambiguous_accuracy", "unambiguous_accuracy_choice",
+    "position_effect", "option_mass", "perplexity", "kl",
+)  # fmt: skip
+
+
+def table(found: Evaluation, sink: Any) -> None:
+    """Print figures as rows, arms and strengths as columns, one table a task."""
+    for task in dict.fromkeys(r["task"] for r in found.results):
+        rows = [r for r in found.results if r["task"] == task]
+        arms = list(dict.fromkeys((r["steering"], r["strength"]) for r in rows))
+
+        def label(arm: tuple[str, float]) -> str:
+            name, strength = arm
+            if name == "instruction":
+                return "instruction"
+            if strength == 0:
+                return "base"
+            return f"random {strength:g}" if name == "random" else f"w={strength:g}"
+
+        print(f"\n{task}, split {rows[0]['split']}", file=sink)
+        cells = {(r["metric"], r["steering"], r["strength"]): r for r in rows}
+        for start in range(0, len(arms), 5):
+            some = arms[start : start + 5]
+            print(f"{'':28}" + "".join(f"{label(a):>22}" for a in some), file=sink)
+            for metric in SHOWN:
+                if any((metric, *a) in cells for a in some):
+                    line = "".join(f"{_cell(cells.get((metric, *a))):>22}" for a in some)
+                    print(f"{metric:28}{line}", file=sink)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None or math.isnan(row["value"]):
+        return "-"
+    digits = 2 if row["metric"] == "perplexity" else 4 if row["metric"] == "kl" else 3
+    value = f"{row['value']:.{digits}f}"
+    return value if math.isnan(row["low"]) else f"{value} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+
+
+def side_by_side(prompts: Sequence[str], base: Sequence[str], steered: Sequence[str], strength: float) -> None:
+    """Print completions of the base left and steered ones right."""
+    width = max(24, (min(shutil.get_terminal_size((100, 24)).columns, 120) - 3) // 2)
+    for prompt, left, right in zip(prompts, base, steered, strict=True):
+        print(f"{prompt} ...")
+        columns = [textwrap.wrap(" ".join(t.split()), width) or [""] for t in (left, right)]
+        print(f"  {'base':{width}} | strength {strength:g}")
+        for n in range(max(map(len, columns))):
+            a, b = (c[n] if n < len(c) else "" for c in columns)
+            print(f"  {a:{width}} | {b}")
+
+
+def card(steering: Steering, folder: Path) -> None:
+    """Print what a steering is, for a person."""
+    said = steering.card
+    strength, made = said.get("strength", {}), said.get("model", {})
+    low, high = steering.trained_range
+    print(f"{folder}: a steering of {len(steering.interventions)} sites, {steering.numbers():,} numbers")
+    print(f"  operation    {said.get('operation', 'not stated')}")
+    print(f"  learner      {said.get('learner')}, seed {said.get('seed')}")
+    print(f"  model        {made.get('id')} ({made.get('family')}), weights {str(made.get('fingerprint'))[:12]}")
+    safe = strength.get("safe")
+    shown = f"{safe[0]:g} to {safe[1]:g}" if safe else "not measured"
+    print(f"  strength     trained {low:g} to {high:g}, safe {shown}, default {strength.get('default', 1.0):g}")
+    data = said.get("data", {})
+    print(
+        f"  data         {data.get('task', '(own items)')}, {data.get('items')} items, "
+        f"digest {str(data.get('digest'))[:12]}"
+    )
+    given = said.get("settings", {}).get("given", {})
+    print(f"  settings     {', '.join(f'{k}={v}' for k, v in given.items()) or 'all by default'}")
+    neurons = said.get("neurons", {})
+    if neurons:
+        print(f"  neurons      {neurons['steered']:,} steered, {100 * neurons['surviving_share']:.0f} % of them not 0")
+    results = [r for r in said.get("results", ()) if r["metric"] in SHOWN]
+    if results:
+        print(f"  results on the {results[0]['split']} split of {results[0]['task']}:")
+        for metric in SHOWN:
+            line = [f"{r['strength']:g}: {_cell(r)}" for r in results if r["metric"] == metric]
+            if line:
+                print(f"    {metric:28} {'   '.join(line)}")
+    print(
+        textwrap.fill(f"limits: {said.get('limits', 'not stated')}", 110, initial_indent="  ", subsequent_indent="  ")
+    )
+    print(f"  licence: {said.get('licence', 'not stated')}")
