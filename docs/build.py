@@ -68,7 +68,7 @@ def settings_page() -> str:
         [
             "# Settings of DSO",
             "",
-            MADE_BY.format(source="src/trimtab/learners/dso.py"),
+            MADE_BY.format(source="src/trimtab/learners/dso/__init__.py"),
             "",
             "In Python `trimtab.DSO(steps=120)`; on the command line `--steps 120`, or `--set template_weight=1` for a",
             "setting without an option of its own. A card keeps them all, given and defaulted apart.",
@@ -84,7 +84,7 @@ def settings_page() -> str:
 
 def settings(learner: str) -> Iterator[tuple[str, str, str, str]]:
     """(name, type, default, words) of each field of a learner's dataclass."""
-    tree = ast.parse((SOURCE / "learners" / "dso.py").read_text(encoding="utf-8"))
+    tree = ast.parse((SOURCE / "learners" / "dso" / "__init__.py").read_text(encoding="utf-8"))
     body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == learner)
     for field, below in zip(body, [*body[1:], None], strict=True):
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name) or field.value is None:

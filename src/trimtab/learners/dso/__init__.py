@@ -1,0 +1,204 @@
+"""DSO: Direct Steering Optimization, reinforcement learning of affine maps on norm outputs.
+
+    min over (a, b) of   mean_o | P(pro|o) - P(anti|o) |  +  lam (|a|_1 + |b|_1)
+    subject to           KL(steered || base) <= eps
+    with                 h' = h + w (a * h + b) at the backbone's norm outputs, all positions; trained at w = 1
+
+Monteiro Paes, Sivakumar, Wang et al., "DSO: Direct Steering Optimization for Bias Mitigation", arXiv 2512.15926. With
+S*(o) the majority outcome of concept o under the current steered model and reward -1 for it, +1 for the other, the
+expected reward of o is -|P(pro|o) - P(anti|o)|. Where we depart from the source, and why:
+
+- **Exact expectation.** Over a closed set of options the expected reward is computed and differentiated, not sampled.
+- **Fresh sign.** |.| is taken of each concept's mean inside the batch; a remembered S* lags behind and oscillates.
+- **Neither scores 0.** With +1 for it the model is paid for refusing. Its share is held where the base has it, and the
+  options' total probability may not fall.
+- **Own wordings for each concept.** Wordings have a tilt of their own, often larger than the concept's. When all
+  concepts of a step shared the same few wordings the optimiser chased those tilts. So each concept draws its own, and a
+  second term makes the wordings' means small as well, for they do not cancel in wordings that were never seen.
+- **Guards.** Answering by position makes the bias exactly 0 when options are listed in both orders; so the position
+  effect may not grow, and the right answer of unambiguous items may not lose probability, both against the base.
+- **KL budget by a dual variable.** Its weight is multiplied up while KL on neutral text exceeds the budget, and down
+  below it; a result that still exceeds it on all the text is shrunk until it does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from trimtab import sites
+from trimtab.errors import TaskError, UsageError
+from trimtab.learners.dso.run import Run
+from trimtab.learners.dso.sampled import outcome as outcome
+from trimtab.model import SteerableModel
+from trimtab.neutral import passages
+from trimtab.steering import Steering
+from trimtab.types import Item, ProgressCallback, Reward, Task, by_concept
+
+LICENCE = "The numbers of this steering may be used under Apache-2.0; the model they belong to has its own licence."
+LIMITS = (
+    "Learned to make the training task's ambiguous decisions equiprobable between its groups, and tested for that "
+    "alone. It does not make a model fair in general, says nothing about groups or formats that were not measured, and "
+    "is no reason to let a model decide about people unwatched."
+)
+LIMITS_OF_A_REWARD = (
+    "Learned to raise a reward function of the user's own on the training task's items. Whatever else it changes, "
+    "fairness included, was not aimed at and holds only where it was measured."
+)
+
+
+@dataclass(frozen=True)
+class DSO:
+    """Settings of Direct Steering Optimization; `fit` learns a Steering."""
+
+    sites: str = sites.NORMS
+    """Pattern of the sites to steer."""
+    depth: float = 0.0
+    """Share of the blocks, counted from the input, that is left alone; the backward pass ends above them."""
+    steps: int = 160
+    """Optimiser steps."""
+    learning_rate: float = 1.5e-3
+    """Of Adam, after a short warm-up, decaying to 0 along a cosine."""
+    concepts_per_step: int = 20
+    """Concepts in a step; the bias of each is estimated from its items in the step."""
+    templates_per_step: int = 2
+    """Templates of each concept in a step, all items of a template together, so that pairs stay whole."""
+    unambiguous_per_step: int = 8
+    """Unambiguous items in a step, for the guard."""
+    template_weight: float = 10.0
+    """Weight of the mean square, over the templates in a step, of a template's mean P(pro) - P(anti)."""
+    unambiguous_guard: float = 1.5
+    """Weight of the mean fall of log P(correct) below the base."""
+    position_guard: float = 1.0
+    """Weight of the growth of |P(listed first) - P(listed last)| over the base."""
+    neither_guard: float = 1.5
+    """Weight of the mean rise of P(neither) over the base, or 0.6 of its fall."""
+    mass_guard: float = 1.0
+    """Weight of the mean fall of the log of the options' total probability below the base."""
+    kl_budget: float = 0.08
+    """eps: KL(steered || base) on neutral text, nats a token; inf for no budget."""
+    kl_windows: int = 4
+    """Windows of neutral text in a step at whose tokens the KL is computed."""
+    kl_tokens: int = 14
+    """Tokens of a window; about as many as a prompt has, so that they share a pass."""
+    l1: float = 0.0
+    """lam: weight of |a|_1 + |b|_1, by a proximal step in the metric of Adam (soft threshold) after each update."""
+    mode: str = "exact"
+    """"exact" differentiates the expectation over the options; "sampled" generates answers and uses REINFORCE."""
+    samples: int = 4
+    """Answers generated for each item in sampled mode; each is compared with the mean of the others."""
+    max_new_tokens: int = 16
+    """Length of a generated answer in sampled mode."""
+    validate_every: int = 80
+    """Steps between looks at the validation items."""
+    patience: int = 3
+    """Looks without improvement after which learning stops."""
+    accumulate: int = 1
+    """Parts into which a step is split: less memory, the same gradient, a forward pass more."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them: less memory, a third more time."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            unbounded = f.name == "kl_budget" and value == math.inf
+            if number and not unbounded and not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"DSO.{f.name} must be a finite number of at least 0, got {value}")
+        at_least_one = ("steps", "concepts_per_step", "templates_per_step", "samples", "max_new_tokens", "accumulate",
+                        "validate_every", "patience", "kl_tokens")  # fmt: skip
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise UsageError(f"DSO.{name} must be at least 1, got {getattr(self, name)}")
+        if self.mode not in ("exact", "sampled"):
+            raise UsageError(f"DSO.mode is 'exact' or 'sampled', got '{self.mode}'")
+        if self.mode == "sampled" and self.samples < 2:
+            raise UsageError("DSO.samples must be at least 2: each answer is compared with the mean of the others")
+        if not self.depth < 1:
+            raise UsageError(f"DSO.depth is a share of the blocks below 1, got {self.depth}")
+
+    def fit(
+        self,
+        model: SteerableModel,
+        items: Task | Sequence[Item],
+        *,
+        seed: int,
+        reward: Reward | None = None,
+        neutral: str | Path | None = None,
+        checkpoint: str | Path | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Steering:
+        """Learn a steering for `model` from the training items, stopping early on the validation items.
+
+        `reward` (sampled mode) gives each generated answer a number; without it an answer scores -1 for the concept's
+        majority outcome, +1 for the other, 0 for neither. `neutral` is a text file for the KL budget, our own text by
+        default. With `checkpoint`, a file, a run that was killed goes on from there to the same result as an unbroken
+        one. Raises TaskError where items are missing or of one outcome class, UsageError for settings, RunError for a
+        checkpoint of another run.
+        """
+        if reward is not None and self.mode != "sampled":
+            raise UsageError("a reward function needs generated answers: use DSO(mode='sampled')")
+        train, validation = _items(items, "train"), _items(items, "validation")
+        _require_learnable(train, needs_roles=reward is None)
+        run = Run(self, model, train, validation, passages("train", neutral), seed, reward)
+        with run.prepared():
+            history = run.learn(Path(checkpoint) if checkpoint is not None else None, progress)
+        return Steering(run.interventions(run.best.detach()), self._card(run, items, seed, history))
+
+    def _card(
+        self, run: Run, items: Task | Sequence[Item], seed: int, history: list[dict[str, float]]
+    ) -> dict[str, Any]:
+        default = {f.name: f.default for f in fields(self) if f.default is not MISSING}
+        settings = asdict(self)
+        alive = (run.best != 0).any(1)
+        data: dict[str, Any] = {"items": len(run.train), "validation_items": len(run.validation), "split": "train"}
+        if isinstance(items, Task):
+            data |= {
+                "task": items.name,
+                "division": items.division,
+                "division_seed": items.seed,
+                "digest": items.digest(),
+            }
+        return {
+            "learner": "dso",
+            "settings": {
+                "given": {k: v for k, v in settings.items() if v != default[k]},
+                "defaulted": {k: v for k, v in settings.items() if v == default[k]},
+            },
+            "model": {"id": run.model.name, "family": run.model.family, "fingerprint": run.model.fingerprint()},
+            "strength": {"trained": [0.0, 1.0], "safe": [0.0, 1.0], "default": 1.0},
+            "seed": seed,
+            "data": data,
+            "neurons": {"steered": int(alive.numel()), "surviving_share": float(alive.float().mean())},
+            "kl_budget": run.held,
+            "history": history,
+            "stopped_at": history[-1]["step"] if history else 0,
+            "licence": LICENCE,
+            "limits": LIMITS if run.reward is None else LIMITS_OF_A_REWARD,
+        }
+
+
+def _require_learnable(train: list[Item], *, needs_roles: bool) -> None:
+    ambiguous = [i for i in train if i.ambiguous]
+    if not ambiguous:
+        raise TaskError("there is no ambiguous item in the training split; DSO has nothing to make equiprobable")
+    if not needs_roles:
+        return
+    for concept, members in by_concept(ambiguous):
+        roles = {o.role for i in members for o in i.options}
+        groups = {o.group for i in members for o in i.options} - {None}
+        if not {"pro", "anti"} <= roles and len(groups) < 2:
+            raise TaskError(
+                f"concept '{concept}' has one class of outcome ({', '.join(sorted(roles))}); a bias needs options of "
+                "both roles, pro and anti, or of two groups"
+            )
+
+
+def _items(items: Task | Sequence[Item], split: str) -> list[Item]:
+    if isinstance(items, Task):
+        return list(items.split(split))
+    divided = any(i.split for i in items)
+    return [i for i in items if i.split == split] if divided else list(items) if split == "train" else []

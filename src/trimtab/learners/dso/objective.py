@@ -1,0 +1,155 @@
+"""What DSO minimises, from the probabilities of one step's items: the bias, and the guards against the base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from trimtab.scoring import Encoded
+from trimtab.types import Item
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An item as tokens, with the base model's scores where they were computed."""
+
+    item: Item
+    encoded: Encoded
+    logp: Tensor | None = None
+    log_mass: Tensor | None = None
+
+    def share(self, role: str) -> float:
+        """The base's probability of a role."""
+        assert self.logp is not None
+        p = self.logp.softmax(0)
+        return sum(float(v) for v, o in zip(p, self.item.options, strict=True) if o.role == role)
+
+
+class Batch:
+    """Items with their steered scores: ambiguous ones by concept first, then unambiguous ones."""
+
+    def __init__(self, known: Sequence[Known], sizes: Sequence[int], logp: Tensor) -> None:
+        self.known, self.sizes, self.logp = known, sizes, logp
+        self.ambiguous = sum(sizes)
+        self.p = logp.softmax(-1)
+
+    def terms(self, log_mass: Tensor, reference: Tensor) -> dict[str, Tensor | None]:
+        """What the loss is made of; None where undefined. `reference` holds the base's (P(neither), log mass)."""
+        n = self.ambiguous
+        fall = self._log_correct(self._before(slice(n, None))) - self._log_correct(self.logp[n:])
+        return {
+            "bias": self._bias(),
+            "template": self._template_tilt(),
+            "neither": _leaning((self._role("neither")[:n] - reference[:, 0]).mean()) if n else None,
+            "mass": torch.relu((reference[:, 1] - log_mass[:n]).mean()) if n else None,
+            "unambiguous": torch.relu(fall).mean() if n < len(self.known) else None,
+            "position": self._position_growth(),
+        }
+
+    def falls(self) -> dict[str, Tensor | None]:
+        """What a look is judged by: the bias, and by how much each guarded figure is worse than the base's."""
+        n, before = self.ambiguous, self._before(slice(None)).softmax(-1)
+        correct = (self._role("correct", before) - self._role("correct"))[n:]
+        rise = (self._role("neither") - self._role("neither", before))[:n]
+        return {
+            "bias": self._bias(),
+            "neither": torch.relu(rise.mean()) if n else None,
+            "unambiguous": torch.relu(correct.mean()) if n < len(self.known) else None,
+            "position": self._position_growth(),
+        }
+
+    def _before(self, part: slice) -> Tensor:
+        """The base's log-probabilities of some of the items."""
+        held = [k.logp for k in self.known[part] if k.logp is not None]
+        if not held:
+            return self.logp[part]
+        before = pad_sequence(held, batch_first=True, padding_value=-math.inf)
+        return nn.functional.pad(before, (0, self.logp.shape[1] - before.shape[1]), value=-math.inf)
+
+    def _template_tilt(self) -> Tensor | None:
+        """Mean over the templates at hand of the squared mean of P(pro) - P(anti), signed by group where named."""
+        if not self.ambiguous:
+            return None
+        names = [k.item.template for k in self.known[: self.ambiguous]]
+        place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        index = torch.tensor([place[name] for name in names], device=self.p.device)
+        sign = torch.tensor([_orientation(k.item) for k in self.known[: self.ambiguous]], device=self.p.device)
+        shift = sign * (self._role("pro") - self._role("anti"))[: self.ambiguous]
+        count = torch.bincount(index, minlength=len(place))
+        means = torch.zeros(len(place), device=self.p.device).index_add(0, index, shift) / count
+        return means.pow(2).mean()
+
+    def _role(self, role: str, p: Tensor | None = None) -> Tensor:
+        return ((self.p if p is None else p) * self._mask(role)).sum(-1)
+
+    def _mask(self, role: str) -> Tensor:
+        width = self.logp.shape[1]
+        rows = [[float(o.role == role) for o in k.item.options] for k in self.known]
+        return torch.tensor([r + [0.0] * (width - len(r)) for r in rows], device=self.logp.device)
+
+    def _log_correct(self, logp: Tensor) -> Tensor:
+        correct = self._mask("correct")[self.ambiguous :].bool()
+        return logp.log_softmax(-1).masked_fill(~correct, -math.inf).logsumexp(-1)
+
+    def _bias(self) -> Tensor | None:
+        """Mean over concepts of |P(pro) - P(anti)|, or of max - min over groups where items offer more than two."""
+        shift = (self._role("pro") - self._role("anti"))[: self.ambiguous].split(list(self.sizes))
+        found, start = [], 0
+        for part, size in zip(shift, self.sizes, strict=True):
+            members = self.known[start : start + size]
+            groups = sorted({o.group for c in members for o in c.item.options if o.group is not None})
+            if any(len({o.group for o in c.item.options} - {None}) > 2 for c in members):
+                found.append(self._spread(start, members, groups))
+            else:
+                found.append(part.mean().abs())
+            start += size
+        return torch.stack(found).mean() if found else None
+
+    def _spread(self, start: int, members: Sequence[Known], groups: Sequence[str]) -> Tensor:
+        means = []
+        for group in groups:
+            offered = [
+                self.p[start + n, [k for k, o in enumerate(c.item.options) if o.group == group]].sum()
+                for n, c in enumerate(members)
+                if any(o.group == group for o in c.item.options)
+            ]
+            means.append(torch.stack(offered).mean())
+        return torch.stack(means).max() - torch.stack(means).min()
+
+    def _position_growth(self) -> Tensor | None:
+        """Growth of |mean P(listed first) - P(listed last)| over the base's, on items that list their options."""
+        ends = []
+        for n, k in enumerate(self.known):
+            places = [o.position for o in k.item.options]
+            if listed(k.item):
+                order = sorted(range(len(places)), key=lambda i: places[i] or 0)
+                ends.append((n, order[0], order[-1]))
+        if not ends or any(k.logp is None for k in self.known):
+            return None
+        row, first, last = torch.tensor(ends, device=self.p.device).unbind(1)
+        before = self._before(slice(None)).softmax(-1)
+        now, base = ((p[row, first] - p[row, last]).mean() for p in (self.p, before))
+        return torch.relu(now.abs() - base.abs())
+
+
+def _leaning(rise: Tensor) -> Tensor:
+    """|rise|, a fall counting 0.6; were they even, noise would let the share of refusals end above the base's."""
+    return torch.relu(rise) + 0.6 * torch.relu(-rise)
+
+
+def _orientation(item: Item) -> float:
+    """1 or -1, so that P(pro) - P(anti) times it is about the same two groups in every item that names groups."""
+    pro = next((o.group for o in item.options if o.role == "pro"), None)
+    anti = next((o.group for o in item.options if o.role == "anti"), None)
+    return -1.0 if pro is not None and anti is not None and pro > anti else 1.0
+
+
+def listed(item: Item) -> bool:
+    """Whether the prompt lists or mentions all options, at places of their own."""
+    places = {o.position for o in item.options}
+    return None not in places and len(places) > 1

@@ -1,0 +1,435 @@
+"""One fit of DSO: the data, the parameters, the passes, and the loop."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from trimtab import packing, scoring, sites
+from trimtab.errors import UsageError
+from trimtab.interventions import Diagonal
+from trimtab.learners.dso import sampled
+from trimtab.learners.dso.checkpoint import State
+from trimtab.learners.dso.objective import Batch, Known, listed
+from trimtab.model import SteerableModel
+from trimtab.scoring import Encoded, Scores
+from trimtab.steering import Dial, Steering, attach
+from trimtab.types import Item, Progress, ProgressCallback, Reward, by_concept
+
+if TYPE_CHECKING:
+    from trimtab.learners.dso import DSO
+
+Window = tuple[tuple[int, ...], Tensor]
+"""Tokens of neutral text, and the base's last hidden states at them."""
+DUAL_RATE = 0.03
+"""How fast the KL's weight follows its budget: a factor of at most exp(0.03) a step. At 0.1 it overshot to 70 and
+stopped the learning for 50 steps (measured)."""
+WINDOWS_AT_MOST = 256
+"""Windows of neutral text that steps draw from. With one window a passage (68) the KL was learned by heart: 0.02 there
+and 0.06 on text that was not seen."""
+HELD_WINDOWS = 96
+"""Windows on which the result is held to the budget."""
+GUARDS_AT_MOST = 256
+"""Unambiguous items that a fit draws from."""
+REFERENCE_ITEMS = 2
+"""Items of a template whose mean stands for the base's P(neither) and option mass there."""
+REFERENCES_AT_MOST = 2048
+"""Items that the base scores for references before learning; with more templates it scores each step's items."""
+VALIDATION_AT_MOST = 200
+"""Validation items looked at, every n-th."""
+SAVE_EVERY = 10
+"""Steps after which a checkpoint is written."""
+
+
+class Run:
+    """One fit. What the base makes of guards, references and windows is computed before the first step, so that a run
+    that goes on from a checkpoint sees the same numbers as an unbroken one."""
+
+    def __init__(
+        self,
+        settings: DSO,
+        model: SteerableModel,
+        train: list[Item],
+        validation: list[Item],
+        texts: Sequence[str],
+        seed: int,
+        reward: Reward | None,
+    ) -> None:
+        self.s, self.model, self.seed, self.reward = settings, model, seed, reward
+        self.train, self.validation, self.texts = train, validation, texts
+        self.sites = _above(sites.find(model.hf, settings.sites), settings.depth)
+        if unknown := [s.name for s in self.sites if s.width is None]:
+            raise UsageError(f"DSO cannot tell the width of {unknown}")
+        self.widths = [int(site.width or 0) for site in self.sites]
+        # One matrix (neurons, 2): a and b over all sites; views are cut out where needed.
+        self.theta = torch.zeros(sum(self.widths), 2, device=model.device, requires_grad=True)
+        self.best = self.theta.detach().clone()
+        self.readout = model.readout
+        self.beta = 1.0
+        self.held: dict[str, float] = {}
+        self.of_concept = {o: _by_template(members) for o, members in by_concept([i for i in train if i.ambiguous])}
+        self.listed = any(listed(i) for i in train if i.ambiguous)
+        self.guards: list[Known] = []
+        self.references: dict[str, tuple[float, float]] = {}
+        self.windows: list[Window] = []
+        self.looked_at: tuple[list[Known], list[int]] = [], []
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Fast attention for short rows, activation checkpointing where it was asked for, the base's view of things."""
+        with ExitStack() as stack:
+            spread = self.train[:: max(1, len(self.train) // 256)]
+            longest = max(len(r) for r in scoring.flatten(self.model.encode(spread)).rows)
+            stack.enter_context(self.model.short_rows(longest))
+            if self.s.checkpointing:
+                stack.enter_context(self.model.activation_checkpointing())
+            self.guards = self._with_base(self._chosen_guards())
+            self.windows = self._cut_windows() if math.isfinite(self.s.kl_budget) else []
+            if self.s.mode == "exact":
+                self.references = self._base_of_templates()
+            if self.reward is None:
+                self.looked_at = self._chosen_validation()
+            yield
+
+    # -- what the base makes of it
+
+    def _with_base(self, items: Sequence[Item]) -> list[Known]:
+        """Items as tokens with the base model's scores."""
+        if not items:
+            return []
+        plain = [Known(i, e) for i, e in zip(items, self.model.encode(items), strict=True)]
+        with torch.no_grad(), self.model.unsteered():
+            scores, _ = self._scores(plain)
+        return [Known(k.item, k.encoded, s.logp, s.log_mass) for k, s in zip(plain, scores, strict=True)]
+
+    def _chosen_guards(self) -> list[Item]:
+        clear = [i for i in self.train if not i.ambiguous] if self.s.unambiguous_per_step else []
+        most = max(GUARDS_AT_MOST, self.s.unambiguous_per_step)
+        return random.Random(f"{self.seed}:guards").sample(clear, min(most, len(clear)))
+
+    def _base_of_templates(self) -> dict[str, tuple[float, float]]:
+        """The base's mean (P(neither), log mass) of each template, from a few of its items.
+
+        Both depend on the wording far more than on the concept, so a few items stand for all: a pass over every item
+        that is drawn would cost a third of the learning time. Empty where there are too many templates for that.
+        """
+        groups = dict(_by_template([i for i in self.train if i.ambiguous]))
+        if self.listed or len(groups) * REFERENCE_ITEMS > REFERENCES_AT_MOST:
+            return {}
+        rng = random.Random(f"{self.seed}:reference")
+        few = {t: rng.sample(members, min(REFERENCE_ITEMS, len(members))) for t, members in sorted(groups.items())}
+        seen = iter(self._with_base([i for members in few.values() for i in members]))
+        found = {}
+        for template, members in few.items():
+            mine = [next(seen) for _ in members]
+            p = [k.share("neither") for k in mine]
+            mass = [float(k.log_mass) for k in mine if k.log_mass is not None]
+            found[template] = sum(p) / len(p), sum(mass) / len(mass)
+        return found
+
+    def _reference(self, known: Sequence[Known]) -> Tensor:
+        """(items, 2): what P(neither) and the log mass of each item are compared with."""
+        pairs = [
+            self.references[k.item.template] if self.references else (k.share("neither"), float(k.log_mass or 0.0))
+            for k in known
+        ]
+        return torch.tensor(pairs, device=self.model.device).reshape(-1, 2)
+
+    def _cut_windows(self) -> list[Window]:
+        """Windows of neutral text, equally many from each passage, with the base's last hidden states."""
+        rng = random.Random(f"{self.seed}:windows")
+        passages = self.model.tokens(self.texts)
+        each = max(1, WINDOWS_AT_MOST // max(1, len(passages)))
+        cut = []
+        for ids in passages:
+            starts = range(max(1, len(ids) - self.s.kl_tokens + 1))
+            cut += [ids[n : n + self.s.kl_tokens] for n in rng.sample(starts, min(each, len(starts)))]
+        cut = rng.sample(cut, min(WINDOWS_AT_MOST, len(cut)))
+        with torch.no_grad(), self.model.unsteered():
+            _, hidden = self._scores([], cut)
+        return list(zip(cut, hidden.split([len(ids) for ids in cut]), strict=True))
+
+    def _chosen_validation(self) -> tuple[list[Known], list[int]]:
+        """Validation items, those of a concept together and the unambiguous ones last, and how many of each concept."""
+        chosen = self.validation[:: max(1, len(self.validation) // VALIDATION_AT_MOST)]
+        groups = [members for _, members in by_concept([i for i in chosen if i.ambiguous])]
+        ordered = [i for members in groups for i in members] + [i for i in chosen if not i.ambiguous]
+        return self._with_base(ordered), [len(members) for members in groups]
+
+    # -- the steered model
+
+    def interventions(self, theta: Tensor) -> dict[str, tuple[Diagonal]]:
+        """Parameters (neurons, 2) as one Diagonal a site."""
+        parts = theta.split(self.widths)
+        return {s.name: (Diagonal(p[:, 0], p[:, 1]),) for s, p in zip(self.sites, parts, strict=True)}
+
+    def attached(self, theta: Tensor | None = None) -> Dial:
+        """The model steered at strength 1 by some parameters, those being learned unless told otherwise."""
+        return attach(self.model.hf, Steering(self.interventions(self.theta if theta is None else theta)), 1.0)
+
+    def _scores(self, known: Sequence[Known], texts: Sequence[tuple[int, ...]] = ()) -> tuple[list[Scores], Tensor]:
+        """Scores of items, and the last hidden states (tokens, dim) of texts, which ride along in the same pass."""
+        flat = scoring.flatten([k.encoded for k in known])
+        rows = (*flat.rows, *texts)
+        riding = [(len(flat.rows) + n, t) for n, text in enumerate(texts) for t in range(len(text))]
+        hidden = packing.hidden_at(
+            rows,
+            [*flat.wanted, *riding],
+            lambda layout, some: layout.run(self.model.body),
+            pack=self.model.packs(max(map(len, rows))),
+            device=self.model.device,
+        )
+        items = scoring.score_flat(self.readout, flat, hidden[: len(flat.wanted)]) if known else []
+        return items, hidden[len(flat.wanted) :]
+
+    def _seen(self, known: Sequence[Known], windows: Sequence[Window]) -> tuple[list[Tensor], ...]:
+        """What the steered model makes of it: each item's log-probabilities, each item's log mass, each window's KL."""
+        with self.attached():
+            scores, hidden = self._scores(known, [ids for ids, _ in windows])
+        kl: tuple[Tensor, ...] = ()
+        if windows:
+            now = self.readout(hidden).log_softmax(-1)
+            before = self.readout(torch.cat([h for _, h in windows])).log_softmax(-1)
+            kl = (now.exp() * (now - before)).sum(-1).split([len(ids) for ids, _ in windows])
+        return [x.logp for x in scores], [x.log_mass for x in scores], list(kl)
+
+    # -- one step
+
+    def step(self, step: int) -> dict[str, float]:
+        """Gradients of one step, part by part; returns its figures."""
+        rng = random.Random(f"{self.seed}:{step}")
+        concepts = rng.sample(sorted(self.of_concept), min(self.s.concepts_per_step, len(self.of_concept)))
+        drawn = [
+            [i for _, members in rng.sample(groups, min(self.s.templates_per_step, len(groups))) for i in members]
+            for groups in (self.of_concept[o] for o in concepts)
+        ]
+        guards = rng.sample(self.guards, min(self.s.unambiguous_per_step, len(self.guards)))
+        windows = rng.sample(self.windows, min(self.s.kl_windows, len(self.windows)))
+        if self.s.mode == "exact":
+            figures = self._descend(drawn, guards, windows)
+        else:
+            figures = self._descend_sampled(drawn, step)
+            if guards or windows:
+                more = self._descend([], guards, windows)
+                figures |= more | {"loss": figures["loss"] + more["loss"]}
+        if "kl" in figures:
+            over = figures["kl"] / max(self.s.kl_budget, 1e-9) - 1.0
+            self.beta = min(100.0, max(0.1, self.beta * math.exp(DUAL_RATE * max(-1.0, min(1.0, over)))))
+        return figures
+
+    def _known(self, items: Sequence[Item]) -> list[Known]:
+        """Items of a step: with the base's view where a term compares item by item."""
+        if not self.references:
+            return self._with_base(items)
+        return [Known(i, e) for i, e in zip(items, self.model.encode(items), strict=True)]
+
+    def _objective(
+        self, known: Sequence[Known], sizes: Sequence[int], seen: Sequence[Sequence[Tensor]]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The bias of concepts of these sizes, the guards, and the KL, all of one step."""
+        logps, log_mass, kl = seen
+        terms: dict[str, Tensor | None] = {}
+        if known:
+            logp = pad_sequence(list(logps), batch_first=True, padding_value=-math.inf)
+            reference = self._reference(known[: sum(sizes)])
+            terms |= Batch(known, sizes, logp).terms(torch.stack(list(log_mass)), reference)
+        if kl:
+            terms["kl"] = torch.cat(list(kl)).mean()
+        weights = {
+            "bias": 1.0,
+            "template": self.s.template_weight,
+            "neither": self.s.neither_guard,
+            "mass": self.s.mass_guard,
+            "unambiguous": self.s.unambiguous_guard,
+            "position": self.s.position_guard,
+            "kl": self.beta,
+        }
+        found = {name: term for name, term in terms.items() if term is not None}
+        total = sum((weights[name] * term for name, term in found.items()), torch.zeros((), device=self.model.device))
+        return total, {"loss": float(total.detach()), **{name: float(term.detach()) for name, term in found.items()}}
+
+    def _descend(
+        self, concepts: Sequence[Sequence[Item]], guards: Sequence[Known], windows: Sequence[Window]
+    ) -> dict[str, float]:
+        """Add the gradient of the objective to theta's; in parts where less memory is asked for.
+
+        Terms such as the templates' squared means are not sums over parts. So the parts are first run without a graph,
+        the gradient is taken by what came out, and each part is run again to carry its share of it back to theta.
+        """
+        ambiguous = [i for members in concepts for i in members]
+        known = [*(self._known(ambiguous) if ambiguous else []), *guards]
+        sizes = [len(members) for members in concepts]
+        parts = min(self.s.accumulate, max(1, len(known)))
+        if parts == 1:
+            total, figures = self._objective(known, sizes, self._seen(known, windows))
+            self._backward([total], None)
+            return figures
+        chosen = [slice(n, None, parts) for n in range(parts)]
+        leaves: tuple[list[Any], ...] = [None] * len(known), [None] * len(known), [None] * len(windows)
+        with torch.no_grad():
+            for part in chosen:
+                for held, found in zip(leaves, self._seen(known[part], windows[part]), strict=True):
+                    held[part] = found
+        leaves = tuple([t.detach().requires_grad_() for t in held] for held in leaves)
+        total, figures = self._objective(known, sizes, leaves)
+        total.backward()
+        for part in chosen:
+            again = self._seen(known[part], windows[part])
+            pairs = [
+                (t, x.grad)
+                for held, found in zip(leaves, again, strict=True)
+                for x, t in zip(held[part], found, strict=True)
+            ]
+            wanted = [(t, g) for t, g in pairs if g is not None]
+            self._backward([t for t, _ in wanted], [g for _, g in wanted])
+        return figures
+
+    def _descend_sampled(self, concepts: Sequence[Sequence[Item]], step: int) -> dict[str, float]:
+        """Add the gradient of the sampled loss to theta's, part by part: it is a mean over items, so parts add up."""
+        parts = min(self.s.accumulate, len(concepts))
+        figures = {"loss": 0.0, "reward": 0.0}
+        for n in range(parts):
+            mine = concepts[n::parts]
+            share = sum(map(len, mine)) / sum(map(len, concepts))
+            loss, reward = self._sampled_loss(mine, step * parts + n)
+            self._backward([share * loss], None)
+            figures["loss"] += share * float(loss.detach())
+            figures["reward"] += share * reward
+        return figures
+
+    def _sampled_loss(self, concepts: Sequence[Sequence[Item]], key: int) -> tuple[Tensor, float]:
+        """REINFORCE on answers generated now, and their mean reward."""
+        items = [i for members in concepts for i in members]
+        encoded = self.model.encode(items)
+        draw = random.Random(f"{self.seed}:{key}:answers").getrandbits(63)
+        with self.attached():
+            answers = sampled.answers(
+                self.model, [e.prompt for e in encoded], self.s.samples, self.s.max_new_tokens, draw
+            )
+        texts = [[self.model.text(a) for a in some] for some in answers]
+        if self.reward is None:
+            rewards = sampled.majority_rewards(concepts, texts)
+        else:
+            rewards = sampled.checked_rewards(self.reward, items, texts)
+        said = [Known(i, Encoded(e.prompt, some)) for i, e, some in zip(items, encoded, answers, strict=True)]
+        with self.attached():
+            scores, _ = self._scores(said)
+        r = torch.tensor(rewards, device=self.model.device)
+        return sampled.reinforce(r, torch.stack([x.logp for x in scores])), float(r.mean())
+
+    def _backward(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None) -> None:
+        # Attached again: activation checkpointing computes the blocks, hooks and all, once more. Only the blocks, so
+        # the final norm stays silent, and the dial may not be asked on leaving whether every site fired.
+        dial = self.attached() if self.s.checkpointing else None
+        try:
+            torch.autograd.backward(list(outputs), gradients)
+        finally:
+            if dial is not None:
+                dial.detach()
+
+    # -- the loop
+
+    def learn(self, checkpoint: Path | None, progress: ProgressCallback | None) -> list[dict[str, float]]:
+        """Run the steps; returns the history of figures at each look."""
+        optimiser = torch.optim.Adam([self.theta], lr=self.s.learning_rate, betas=(0.9, 0.99))
+        state = State(self, optimiser, checkpoint)
+        begun, first = time.monotonic(), state.step
+        while state.step < self.s.steps and not state.stopped:
+            rate = self.s.learning_rate * schedule(state.step, self.s.steps)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.zero_grad()
+            state.note(self.step(state.step))
+            nn.utils.clip_grad_norm_([self.theta], 1.0)
+            optimiser.step()
+            self._shrink(optimiser, rate)
+            state.step += 1
+            looks = state.step % self.s.validate_every == 0 or state.step == self.s.steps
+            if looks:
+                state.look(self._validate())
+            if looks or state.step % SAVE_EVERY == 0:
+                state.save()
+            if progress is not None:
+                left = (time.monotonic() - begun) / (state.step - first) * (self.s.steps - state.step)
+                progress(Progress("learning", state.step, self.s.steps, state.latest, left))
+        if not state.history:
+            self.best = self.theta.detach().clone()
+        self._hold_budget()
+        return state.history
+
+    @torch.no_grad()
+    def _shrink(self, optimiser: torch.optim.Adam, rate: float) -> None:
+        """The proximal step of lam |theta|_1 in the metric of Adam's step: a soft threshold at rate lam / sqrt(v)."""
+        if self.s.l1 > 0:
+            moments = optimiser.state[self.theta]
+            v = moments["exp_avg_sq"] / (1.0 - optimiser.param_groups[0]["betas"][1] ** float(moments["step"]))
+            threshold = rate * self.s.l1 / (v.sqrt() + optimiser.param_groups[0]["eps"])
+            self.theta.copy_(self.theta.sign() * torch.relu(self.theta.abs() - threshold))
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Bias and guard figures on the validation items at strength 1; a lower `validation_score` is better."""
+        known, sizes = self.looked_at
+        if not known:
+            return {}
+        with self.attached():
+            found = [x.logp for x in self._scores(known)[0]]
+        batch = Batch(known, sizes, pad_sequence(found, batch_first=True, padding_value=-math.inf))
+        figures = {f"validation_{k}": float(v) for k, v in batch.falls().items() if v is not None}
+        return figures | {"validation_score": sum(figures.values())}
+
+    @torch.no_grad()
+    def _hold_budget(self) -> None:
+        """Shrink the result, where its KL on the held windows exceeds the budget, to the largest share that keeps it.
+
+        The dual variable steers towards the budget on a few windows a step; this makes it hold on many of them.
+        """
+        if not self.windows:
+            return
+        self.held = {"budget": self.s.kl_budget, "share": 1.0, "kl": self._window_kl(self.best)}
+        low, high = 0.0, 1.0
+        if self.held["kl"] > self.s.kl_budget:
+            for _ in range(6):
+                middle = (low + high) / 2
+                low, high = (middle, high) if self._window_kl(self.best * middle) <= self.s.kl_budget else (low, middle)
+            self.best *= low
+            self.held |= {"share": low, "kl": self._window_kl(self.best)}
+
+    def _window_kl(self, theta: Tensor) -> float:
+        """KL(steered || base) at all tokens of the held windows, mean in nats a token."""
+        held = self.windows[:HELD_WINDOWS]
+        with self.attached(theta):
+            _, hidden = self._scores([], [ids for ids, _ in held])
+        nothing = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+        return scoring.nll_and_kl(self.readout, hidden, torch.cat([h for _, h in held]), nothing)[1] / len(hidden)
+
+
+def schedule(step: int, steps: int) -> float:
+    """A linear warm-up over the first tenth (10 steps at most), then a cosine to 0."""
+    warm = max(1, min(10, steps // 10))
+    return min(1.0, (step + 1) / warm) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def _above(found: list[sites.Site], depth: float) -> list[sites.Site]:
+    """The sites in the blocks above a share of the depth, and those that belong to no block."""
+    numbers = [int(s.name.split(".")[1]) if re.match(r"layers\.\d+\.", s.name) else None for s in found]
+    blocks = 1 + max((n for n in numbers if n is not None), default=-1)
+    kept = [s for s, n in zip(found, numbers, strict=True) if n is None or n >= math.floor(blocks * depth)]
+    return kept or found
+
+
+def _by_template(items: Sequence[Item]) -> list[tuple[str, list[Item]]]:
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.template, []).append(item)
+    return list(groups.items())
