@@ -27,7 +27,13 @@ LEVELS = (
 )
 """Rooms by level; a room imports rooms of lower levels. `frontier` and `weights` stand where their importers allow."""
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-WITHIN = {("model", "scoring"), ("report", "figures"), ("steering", "capture"), ("capture", "steering")}
+WITHIN = {
+    ("model", "scoring"),
+    ("scoring", "packing"),
+    ("report", "figures"),
+    ("steering", "capture"),
+    ("capture", "steering"),
+}
 """Imports allowed between rooms of one level."""
 ANYTHING_BUT_CLI = ("testing", "__init__")
 NEVER = {

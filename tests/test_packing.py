@@ -89,7 +89,7 @@ def test_a_layout_holds_each_row_once_and_shares_what_may_be_shared(rows):
     layout = packing.packed(rows, CPU)
     ids, positions = layout.ids.flatten(), layout.positions.flatten()
     width = layout.ids.shape[1]
-    assert width <= max(packing.WIDTHS[-1], max(map(len, rows)))
+    assert width <= max(packing.WIDEST, max(map(len, rows)))
     for row, places in zip(rows, layout.places, strict=True):
         assert tuple(ids[list(places)].tolist()) == row
         assert positions[list(places)].tolist() == list(range(len(row)))

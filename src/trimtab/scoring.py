@@ -11,6 +11,7 @@ This room takes modules and token ids; how a prompt becomes ids is model.py's bu
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from trimtab.packing import Layout, hidden_at
 
 SHARED_AT_LEAST = 4
 """A prefix that all items share is run once from this many tokens on; below it a cache costs more than it saves."""
@@ -343,3 +346,29 @@ def score_flat(readout: Readout, flat: Flat, h: Float[Tensor, "wanted dim"]) -> 
         logp = logp.index_add(0, slot[mine], logits[at, token[mine]] - norm[at])
     parts = zip(logp.split(list(flat.options)), flat.disjoint, strict=True)
     return [Scores(part, torch.logsumexp(part[list(counted)], 0)) for part, counted in parts]
+
+
+def score_packed(
+    body: nn.Module,
+    readout: Readout,
+    items: Sequence[Encoded],
+    *,
+    tokens_at_once: int,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Scores]:
+    """The same numbers as `score`, by tries of all items' rows: the fastest way where rows are short.
+
+    Only for a model that can be packed, steered alike in all rows.
+    """
+    flat = flatten(items)
+    counts = (max(1, sum(len(o) > 1 for o in i.options)) for i in items)
+    ends = {end - 1 for end in itertools.accumulate(counts)}  # an item's last row; it counts as the item
+
+    def run(layout: Layout, rows: Sequence[int]) -> Tensor:
+        hidden = layout.run(body)
+        if on_batch is not None:
+            on_batch(sum(r in ends for r in rows))
+        return hidden
+
+    h = hidden_at(flat.rows, flat.wanted, run, pack=True, device=readout.weight.device, tokens_at_once=tokens_at_once)
+    return score_flat(readout, flat, h)

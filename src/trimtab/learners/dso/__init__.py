@@ -58,15 +58,17 @@ class DSO:
     """Pattern of the sites to steer."""
     depth: float = 0.0
     """Share of the blocks, counted from the input, that is left alone; the backward pass ends above them."""
-    steps: int = 160
+    steps: int = 170
     """Optimiser steps."""
     learning_rate: float = 1.5e-3
     """Of Adam, after a short warm-up, decaying to 0 along a cosine."""
-    concepts_per_step: int = 20
-    """Concepts in a step; the bias of each is estimated from its items in the step."""
-    templates_per_step: int = 2
-    """Templates of each concept in a step, all items of a template together, so that pairs stay whole."""
-    unambiguous_per_step: int = 8
+    concepts_per_step: int = 36
+    """Concepts in a step; the bias of each is taken of its items in the step."""
+    templates_per_step: int = 1
+    """Templates of each concept in a step, all items of a template together, so that pairs stay whole. With one template
+    a concept's term is an upper bound of its bias (Jensen), not an estimate; wordings are what a step should see many
+    of."""
+    unambiguous_per_step: int = 6
     """Unambiguous items in a step, for the guard."""
     template_weight: float = 10.0
     """Weight of the mean square, over the templates in a step, of a template's mean P(pro) - P(anti)."""
@@ -92,7 +94,7 @@ class DSO:
     """Answers generated for each item in sampled mode; each is compared with the mean of the others."""
     max_new_tokens: int = 16
     """Length of a generated answer in sampled mode."""
-    validate_every: int = 80
+    validate_every: int = 85
     """Steps between looks at the validation items."""
     patience: int = 3
     """Looks without improvement after which learning stops."""

@@ -41,9 +41,9 @@ HELD_WINDOWS = 96
 """Windows on which the result is held to the budget."""
 GUARDS_AT_MOST = 256
 """Unambiguous items that a fit draws from."""
-REFERENCE_ITEMS = 2
-"""Items of a template whose mean stands for the base's P(neither) and option mass there."""
-REFERENCES_AT_MOST = 2048
+REFERENCE_ITEMS = 4
+"""Items of a template, at most, whose mean stands for the base's P(neither) and option mass there."""
+REFERENCES_AT_MOST = 1536
 """Items that the base scores for references before learning; with more templates it scores each step's items."""
 VALIDATION_AT_MOST = 200
 """Validation items looked at, every n-th."""
@@ -124,10 +124,11 @@ class Run:
         that is drawn would cost a third of the learning time. Empty where there are too many templates for that.
         """
         groups = dict(_by_template([i for i in self.train if i.ambiguous]))
-        if self.listed or len(groups) * REFERENCE_ITEMS > REFERENCES_AT_MOST:
+        if self.listed or len(groups) > REFERENCES_AT_MOST:
             return {}
+        each = min(REFERENCE_ITEMS, REFERENCES_AT_MOST // max(1, len(groups)))
         rng = random.Random(f"{self.seed}:reference")
-        few = {t: rng.sample(members, min(REFERENCE_ITEMS, len(members))) for t, members in sorted(groups.items())}
+        few = {t: rng.sample(members, min(each, len(members))) for t, members in sorted(groups.items())}
         seen = iter(self._with_base([i for members in few.values() for i in members]))
         found = {}
         for template, members in few.items():
