@@ -58,17 +58,17 @@ class DSO:
     """Pattern of the sites to steer."""
     depth: float = 0.0
     """Share of the blocks, counted from the input, that is left alone; the backward pass ends above them."""
-    steps: int = 170
+    steps: int = 150
     """Optimiser steps."""
     learning_rate: float = 1.5e-3
     """Of Adam, after a short warm-up, decaying to 0 along a cosine."""
-    concepts_per_step: int = 36
+    concepts_per_step: int = 60
     """Concepts in a step; the bias of each is taken of its items in the step."""
     templates_per_step: int = 1
     """Templates of each concept in a step, all items of a template together, so that pairs stay whole. With one template
     a concept's term is an upper bound of its bias (Jensen), not an estimate; wordings are what a step should see many
     of."""
-    unambiguous_per_step: int = 6
+    unambiguous_per_step: int = 12
     """Unambiguous items in a step, for the guard."""
     template_weight: float = 10.0
     """Weight of the mean square, over the templates in a step, of a template's mean P(pro) - P(anti)."""
@@ -82,7 +82,7 @@ class DSO:
     """Weight of the mean fall of the log of the options' total probability below the base."""
     kl_budget: float = 0.08
     """eps: KL(steered || base) on neutral text, nats a token; inf for no budget."""
-    kl_windows: int = 4
+    kl_windows: int = 6
     """Windows of neutral text in a step at whose tokens the KL is computed."""
     kl_tokens: int = 14
     """Tokens of a window; about as many as a prompt has, so that they share a pass."""
@@ -94,7 +94,7 @@ class DSO:
     """Answers generated for each item in sampled mode; each is compared with the mean of the others."""
     max_new_tokens: int = 16
     """Length of a generated answer in sampled mode."""
-    validate_every: int = 85
+    validate_every: int = 75
     """Steps between looks at the validation items."""
     patience: int = 3
     """Looks without improvement after which learning stops."""
