@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from trimtab import packing, scoring
+from trimtab import scoring
 from trimtab.errors import BadItem, NoChatTemplate, StrengthError, UsageError
 from trimtab.interventions import Diagonal
 from trimtab.model import load
@@ -155,10 +155,28 @@ def test_the_flat_layout_gives_the_same_numbers(models, items):
         flat = scoring.flatten(encoded)
         with torch.no_grad():
             plain = scoring.score(model.body, model.readout, encoded)
-            h = packing.hidden_at(
-                flat.rows, flat.wanted, lambda layout, _: layout.run(model.body), pack=False, device=model.device
+            h = torch.stack(
+                [model.body(input_ids=torch.tensor([flat.rows[r]])).last_hidden_state[0, t] for r, t in flat.wanted]
             )
             found = scoring.score_flat(model.readout, flat, h)
+        for a, b in zip(found, plain, strict=True):
+            torch.testing.assert_close(a.logp, b.logp, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(a.log_mass, b.log_mass, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tokens_at_once", [30, 4096])
+def test_the_packed_way_gives_the_same_numbers_and_counts_each_item_once(models, tokens_at_once):
+    """Options of several tokens, overlap, shared stems, equal items; in one pass and in many."""
+    for family in ("llama", "phi", "gpt2"):
+        model, counted = models[family], []
+        encoded = model.encode([*MIXED, *STEMMED, *MIXED])
+        with torch.no_grad():
+            plain = scoring.score(model.body, model.readout, encoded)
+            found = scoring.score_packed(
+                model.body, model.readout, encoded, tokens_at_once=tokens_at_once, on_batch=counted.append
+            )
+        assert sum(counted) == len(encoded)
+        assert (len(counted) > 1) == (tokens_at_once == 30)
         for a, b in zip(found, plain, strict=True):
             torch.testing.assert_close(a.logp, b.logp, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(a.log_mass, b.log_mass, atol=1e-4, rtol=1e-4)

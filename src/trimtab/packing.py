@@ -122,7 +122,7 @@ def padded_rows(rows: Sequence[Row], device: torch.device) -> Layout:
 
 
 def packed(rows: Sequence[Row], device: torch.device) -> Layout:
-    """Rows as tries, in rows of the width that costs least: wide ones share more and pad less, narrow ones attend less."""
+    """Rows as tries, at the width that costs least: wide bins share more and pad less, narrow ones attend less."""
     longest = max(map(len, rows))
     order = sorted(range(len(rows)), key=lambda r: rows[r])
     found = (_bins(rows, order, width) for width in range(longest, max(longest, WIDEST) + 1, 2))

@@ -2,9 +2,11 @@
 
     log P(o | x) = sum_t log softmax(U h_t)[o_t]            h_t: last hidden state before token t of option o
 
-Prefixes that items share are run once, an item's prompt is run once for all its options, and hidden states are
-unembedded only where an option's token is predicted. Rows are padded on the right and never masked: in a causal model a
-token cannot see what stands to its right, so batches and single items agree and the fast attention path is open.
+Three ways to the same numbers. `score` runs a prefix that all items share once, and an item's prompt once for all its
+options, from a cache. `score_packed` lays short rows out as tries in one pass (packing.py). `score_flat` is what
+learners differentiate. Hidden states are unembedded only where an option's token is predicted. Rows that are padded
+are padded on the right and never masked: in a causal model a token cannot see what stands to its right, so batches and
+single items agree and the fast attention path is open.
 This room takes modules and token ids; how a prompt becomes ids is model.py's business.
 """
 

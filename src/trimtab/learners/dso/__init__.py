@@ -65,9 +65,8 @@ class DSO:
     concepts_per_step: int = 60
     """Concepts in a step; the bias of each is taken of its items in the step."""
     templates_per_step: int = 1
-    """Templates of each concept in a step, all items of a template together, so that pairs stay whole. With one template
-    a concept's term is an upper bound of its bias (Jensen), not an estimate; wordings are what a step should see many
-    of."""
+    """Templates of each concept in a step, all items of one together, so that pairs stay whole. With one template a
+    concept's term is an upper bound of its bias (Jensen), not an estimate; a step should see many wordings."""
     unambiguous_per_step: int = 12
     """Unambiguous items in a step, for the guard."""
     template_weight: float = 10.0
