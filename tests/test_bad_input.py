@@ -629,6 +629,8 @@ def test_a_real_signal_leaves_a_checkpoint_and_no_part_of_a_steering(
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        # Where the tests themselves run in the background, a shell has told them to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 300
     while not (out / "checkpoint.safetensors").exists() and run.poll() is None and time.monotonic() < deadline:

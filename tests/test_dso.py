@@ -382,7 +382,8 @@ def test_a_reward_of_the_users_own_is_raised(model, fit, task):
     """REINFORCE on "shorter answers": sampled answers are shorter than the base's, drawn with other seeds."""
     items = [dataclasses.replace(i, split="train") for i in task.split("train") if i.ambiguous]
     sampled = {"mode": "sampled", "samples": 6, "max_new_tokens": 6, "learning_rate": 3e-2, "kl_budget": 10.0}
-    steering = fit(items, reward=shorter, steps=40, validate_every=40, kl_windows=0, unambiguous_per_step=0, **sampled)
+    sampled |= {"templates_per_step": 3, "kl_windows": 0, "unambiguous_per_step": 0}
+    steering = fit(items, reward=shorter, steps=40, validate_every=40, **sampled)
 
     def length(w: float) -> float:
         torch.manual_seed(0)
