@@ -103,16 +103,6 @@ def test_a_layout_holds_each_row_once_and_shares_what_may_be_shared(rows):
         assert used == tries
 
 
-@given(ROWS)
-def test_spreading_values_over_a_layout_and_reading_them_back_is_the_identity(rows):
-    """Values that depend on what stands before a token alone, as activations do, come back for every row."""
-    layout = packing.packed(rows, CPU)
-    values = [torch.tensor([[float(hash(r[: t + 1]) % 997)] for t in range(len(r))]) for r in rows]
-    flat = layout.spread(values).flatten(0, 1)
-    for mine, places in zip(values, layout.places, strict=True):
-        assert torch.equal(flat[list(places)], mine)
-
-
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
 def test_length_buckets_hold_each_row_once_and_cost_no_more_than_one_batch_or_one_each(lengths):
     buckets = packing.length_buckets(lengths)

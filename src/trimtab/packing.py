@@ -49,19 +49,6 @@ class Layout:
         out: Tensor = body(input_ids=self.ids, use_cache=False, **own).last_hidden_state
         return out
 
-    def spread(self, rows: Sequence[Float[Tensor, "_ dim"]]) -> Float[Tensor, "bins width dim"]:
-        """Values of each row's tokens as a batch of this layout; tokens that rows share take the first row's."""
-        first: dict[int, tuple[int, int]] = {}
-        for r, places in enumerate(self.places):
-            for t, place in enumerate(places):
-                first.setdefault(place, (r, t))
-        starts = np.cumsum([0, *(len(r) for r in rows)])
-        source = torch.tensor([int(starts[r]) + t for r, t in first.values()], device=self.ids.device)
-        flat = torch.cat(list(rows))
-        out = flat.new_zeros(self.ids.numel(), flat.shape[-1])
-        out[torch.tensor(list(first), device=self.ids.device)] = flat[source]
-        return out.view(*self.ids.shape, -1)
-
 
 Run = Callable[[Layout, Sequence[int]], Tensor]
 """From a layout, and the numbers of the rows in it, to last hidden states (bins, width, dim)."""
@@ -124,12 +111,8 @@ def padded_rows(rows: Sequence[Row], device: torch.device) -> Layout:
 def packed(rows: Sequence[Row], device: torch.device) -> Layout:
     """Rows as tries, at the width that costs least: wide bins share more and pad less, narrow ones attend less."""
     longest = max(map(len, rows))
-    order = sorted(range(len(rows)), key=lambda r: rows[r])
-    found = (_bins(rows, order, width) for width in range(longest, max(longest, WIDEST) + 1, 2))
-    width, bins = min(
-        ((max(_size(rows, group) for group in bins), bins) for bins in found),
-        key=lambda pair: len(pair[1]) * pair[0] * (ATTENTION + pair[0]),
-    )
+    found = (_bins(rows, width) for width in range(longest, max(longest, WIDEST) + 1, 4))
+    width, bins = min(found, key=lambda pair: len(pair[1]) * pair[0] * (ATTENTION + pair[0]))
     ids = np.zeros((len(bins), width), dtype=np.int64)
     positions = np.zeros((len(bins), width), dtype=np.int64)
     sees = np.broadcast_to(np.eye(width, dtype=bool), (len(bins), width, width)).copy()
@@ -151,37 +134,31 @@ def packed(rows: Sequence[Row], device: torch.device) -> Layout:
     return Layout(as_tensor[0], tuple(places[r] for r in range(len(rows))), as_tensor[1], as_tensor[2])
 
 
-def _bins(rows: Sequence[Row], order: Sequence[int], width: int) -> list[list[int]]:
-    """Rows in sorted order, a new bin wherever the trie of the last would become wider than `width`."""
+def _bins(rows: Sequence[Row], width: int) -> tuple[int, list[list[int]]]:
+    """The width of the widest bin, and the rows of each, none of whose tries is wider than `width`.
+
+    The longest row first, each into the bin in which it finds the most of itself; among equals, into the fullest.
+    """
     bins: list[list[int]] = []
-    held = 0
-    before: Row = ()
-    for r in order:
-        new = len(rows[r]) - _common(before, rows[r])
-        if not bins or held + new > width:
+    room: list[int] = []
+    holders: dict[Row, list[int]] = {}
+    """Of every beginning of a row, the bins that hold it."""
+    for r in sorted(range(len(rows)), key=lambda r: (-len(rows[r]), rows[r])):
+        row = rows[r]
+        for shared in range(len(row), -1, -1):
+            holding = holders.get(row[:shared], ()) if shared else range(len(bins))
+            if open_ := [b for b in holding if room[b] >= len(row) - shared]:
+                chosen = min(open_, key=room.__getitem__)
+                break
+        else:
+            chosen, shared = len(bins), 0
             bins.append([])
-            held, new = 0, len(rows[r])
-        bins[-1].append(r)
-        held += new
-        before = rows[r]
-    return bins
-
-
-def _size(rows: Sequence[Row], group: Sequence[int]) -> int:
-    """Tokens of the trie of some rows, which are in sorted order."""
-    total = 0
-    before: Row = ()
-    for r in group:
-        total += len(rows[r]) - _common(before, rows[r])
-        before = rows[r]
-    return total
-
-
-def _common(a: Row, b: Row) -> int:
-    n = 0
-    while n < min(len(a), len(b)) and a[n] == b[n]:
-        n += 1
-    return n
+            room.append(width)
+        for n in range(shared + 1, len(row) + 1):
+            holders.setdefault(row[:n], []).append(chosen)
+        room[chosen] -= len(row) - shared
+        bins[chosen].append(r)
+    return width - min(room), bins
 
 
 def length_buckets(lengths: Sequence[int], overhead: int = PASS) -> list[list[int]]:

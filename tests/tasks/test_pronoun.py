@@ -64,8 +64,9 @@ def task():
 
 
 def neutral_paragraphs() -> list[str]:
-    text = resources.files("trimtab").joinpath("data").joinpath("neutral.txt").read_text("utf-8")
-    return list(text.strip().split("\n\n"))
+    data = resources.files("trimtab").joinpath("data")
+    files = (data.joinpath(name).read_text("utf-8") for name in ("neutral.txt", "neutral_training.txt"))
+    return [p for text in files for p in text.strip().split("\n\n")]
 
 
 def test_there_are_enough_occupations_templates_and_items(task):
@@ -302,7 +303,7 @@ def test_ids_are_unique_and_stable(task):
     ids = [i.id for i in task.items]
     assert len(ids) == len(set(ids))
     assert all(
-        re.fullmatch(r"pronoun/(train|validation|test)/(un)?amb/[a-z-]+/[tu]\d{2,3}(/(wo)?men)?", i) for i in ids
+        re.fullmatch(r"pronoun/(train|validation|test)/(un)?amb/[a-z-]+/[tu]\d{2,4}(/(wo)?men)?", i) for i in ids
     )
     prompts = [i.prompt for i in task.items if i.ambiguous]
     assert len(prompts) == len(set(prompts))
@@ -331,7 +332,7 @@ def test_every_share_says_where_it_is_from():
 
 def test_neutral_text_is_long_enough_and_names_no_one():
     paragraphs = neutral_paragraphs()
-    assert len(paragraphs) >= 120
+    assert len(paragraphs) >= 340
     assert len(set(paragraphs)) == len(paragraphs)
     jobs = re.compile(rf"\b({'|'.join(re.escape(o.name) for o in occupations())})s?\b")
     for p in paragraphs:

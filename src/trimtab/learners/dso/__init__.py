@@ -177,6 +177,7 @@ class DSO:
             "kl_budget": run.held,
             "history": history,
             "stopped_at": history[-1]["step"] if history else 0,
+            "kept_at": run.kept_at,
             "licence": LICENCE,
             "limits": LIMITS if run.reward is None else LIMITS_OF_A_REWARD,
         }

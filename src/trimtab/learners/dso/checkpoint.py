@@ -55,14 +55,20 @@ class State:
         self.since.append(figures)
 
     def look(self, validation: dict[str, float]) -> None:
-        """Sum up the steps since the last look, and keep the parameters where the validation items are the best yet."""
+        """Sum up the steps since the last look, and keep the parameters unless validation says they got worse.
+
+        The newest look within a standard error of the best is kept (Breiman's rule, turned towards the longer learned).
+        Taken at their word, 200 items sent two runs home half learned, for differences in the third decimal.
+        """
         figures = {k: sum(f[k] for f in self.since if k in f) / len(self.since) for k in self.since[-1]}
         self.history.append({"step": self.step, **figures, **validation})
         self.since = []
         score = validation.get("validation_score")
+        if score is None or score <= self.best_score + validation["validation_error"]:
+            self.run.best = self.run.theta.detach().clone()
+            self.run.kept_at = self.step
         if score is None or score < self.best_score:
             self.best_score = math.inf if score is None else score
-            self.run.best = self.run.theta.detach().clone()
             self.stale = 0
         else:
             self.stale += 1
@@ -84,6 +90,7 @@ class State:
             "identity": self.identity,
             "step": self.step,
             "stale": self.stale,
+            "kept_at": self.run.kept_at,
             "beta": self.run.beta,
             "best_score": self.best_score,
             "history": self.history,
@@ -99,7 +106,7 @@ class State:
             with safe_open(path, "pt") as file:
                 scalars = json.loads(file.metadata()["state"])
                 tensors = {k: file.get_tensor(k).to(self.run.model.device) for k in file.keys()}  # noqa: SIM118
-            whole = {"identity", "step", "stale", "beta", "best_score", "history", "since"} <= scalars.keys()
+            whole = {"identity", "step", "stale", "kept_at", "beta", "best_score", "history", "since"} <= scalars.keys()
             if not (whole and {"theta", "best", "exp_avg", "exp_avg_sq", "updates"} <= tensors.keys()):
                 raise ValueError("parts are missing")
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -114,7 +121,7 @@ class State:
             self.run.theta.copy_(tensors["theta"])
         self.run.best = tensors["best"]
         self.run.beta = scalars["beta"]
-        self.step, self.stale = scalars["step"], scalars["stale"]
+        self.step, self.stale, self.run.kept_at = scalars["step"], scalars["stale"], scalars["kept_at"]
         self.best_score, self.history, self.since = scalars["best_score"], scalars["history"], scalars["since"]
         self.optimiser.state[self.run.theta] = {
             "step": tensors["updates"].cpu().reshape(()),

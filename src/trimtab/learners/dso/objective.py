@@ -29,6 +29,11 @@ class Known:
         p = self.logp.softmax(0)
         return sum(float(v) for v, o in zip(p, self.item.options, strict=True) if o.role == role)
 
+    def base_mass(self) -> float:
+        """The base's log of the options' total probability."""
+        assert self.log_mass is not None
+        return float(self.log_mass)
+
 
 class Batch:
     """Items with their steered scores: ambiguous ones by concept first, then unambiguous ones."""
@@ -62,6 +67,11 @@ class Batch:
             "unambiguous": torch.relu(correct.mean()) if n < len(self.known) else None,
             "position": self._position_growth(),
         }
+
+    def bias_error(self) -> float:
+        """The standard error over concepts of their mean bias; 0 where it is undefined."""
+        found = self._biases()
+        return 0.0 if found is None or len(found) < 2 else float(found.std() / len(found) ** 0.5)
 
     def _before(self, part: slice) -> Tensor:
         """The base's log-probabilities of some of the items."""
@@ -97,7 +107,12 @@ class Batch:
         return logp.log_softmax(-1).masked_fill(~correct, -math.inf).logsumexp(-1)
 
     def _bias(self) -> Tensor | None:
-        """Mean over concepts of |P(pro) - P(anti)|, or of max - min over groups where items offer more than two."""
+        """The mean of the concepts' biases."""
+        found = self._biases()
+        return None if found is None else found.mean()
+
+    def _biases(self) -> Tensor | None:
+        """Of each concept |P(pro) - P(anti)|, or max - min over groups where items offer more than two."""
         shift = (self._role("pro") - self._role("anti"))[: self.ambiguous].split(list(self.sizes))
         found, start = [], 0
         for part, size in zip(shift, self.sizes, strict=True):
@@ -108,7 +123,7 @@ class Batch:
             else:
                 found.append(part.mean().abs())
             start += size
-        return torch.stack(found).mean() if found else None
+        return torch.stack(found) if found else None
 
     def _spread(self, start: int, members: Sequence[Known], groups: Sequence[str]) -> Tensor:
         means = []
