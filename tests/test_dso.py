@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trimtab import artifact
 from trimtab.errors import RunError, TaskError, UsageError
 from trimtab.evaluate import evaluate
 from trimtab.learners.dso import DSO, outcome
+from trimtab.learners.dso.prices import KL_RATE, NEITHER_MARGIN, Prices
+from trimtab.learners.dso.run import Run
 from trimtab.model import SteerableModel
 from trimtab.steering import Steering
 from trimtab.testing import tiny, tiny_task
@@ -223,7 +228,6 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_bias(fit):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_accumulated_parts_give_the_gradient_of_the_whole_objective(model, task, checkpointing):
     """With every term on, away from 0 where the guards have their kinks, the parts' gradients sum to the whole's."""
-    from trimtab.learners.dso.run import Run
 
     def gradient(parts: int) -> torch.Tensor:
         settings = DSO(concepts_per_step=4, accumulate=parts, checkpointing=checkpointing)
@@ -232,7 +236,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_objective(model, task,
             run.theta.copy_(torch.randn(run.theta.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
         with run.prepared():
             figures = run.step(0)
-        assert {"bias", "template", "neither", "mass", "unambiguous", "kl"} <= figures.keys()
+        assert {"bias", "template", "neither", "mass", "unambiguous", "kl", "text"} <= figures.keys()
         assert run.theta.grad is not None
         return run.theta.grad
 
@@ -347,6 +351,60 @@ def test_neither_is_held_where_the_base_has_it(model, task, fit, neutral_file):
     """The share of "they" after learning is near the base's: the model is not paid for refusing."""
     after, before = (figure("neither_rate", model, task, s, neutral_file) for s in (fit(steps=40), None))
     assert after == pytest.approx(before, abs=0.06)
+
+
+def test_the_price_of_neither_finds_the_share_that_is_aimed_at():
+    """On a figure that yields to pressure and is noisy, the price settles where the figure is the margin below 0."""
+    prices, noise = Prices(), torch.Generator().manual_seed(0)
+    x, seen = 0.2, []
+    for _ in range(400):
+        rise = torch.tensor(x, requires_grad=True)
+        prices.of_neither(rise).backward()
+        x -= 0.02 * (float(rise.grad) - 0.3)  # something else pushes it up with a force of 0.3
+        seen.append(x)
+        prices.follow({"neither": x + 0.03 * float(torch.randn((), generator=noise))}, 1.0)
+    assert sum(seen[200:]) / 200 == pytest.approx(-NEITHER_MARGIN, abs=0.01)
+    assert prices.neither == pytest.approx(0.3, abs=0.15)
+
+
+@given(st.floats(0.0, 50.0), st.floats(0.0, 10.0))
+def test_the_price_of_kl_rises_above_the_budget_falls_below_it_and_stays_in_bounds(kl, budget):
+    prices = Prices(kl=1.0)
+    prices.follow({"kl": kl}, budget)
+    assert math.exp(-KL_RATE) * 0.999 <= prices.kl <= math.exp(KL_RATE) * 1.001
+    assert (prices.kl > 1) == (max(kl, 1e-9) > max(budget, 1e-9)) or kl == pytest.approx(budget, abs=1e-8)
+    for _ in range(1000):
+        prices.follow({"kl": kl}, budget)
+    assert 0.1 <= prices.kl <= 100
+
+
+def test_what_a_step_makes_of_neutral_text_is_the_formula(model, task):
+    """KL(steered || base) at all tokens; log P(base) - log P(steered) of the tokens that a window predicts."""
+    run = Run(DSO(kl_tokens=9), model, list(task.split("train")), [], ["Rain fell on the hill and on us."] * 3, 0, None)
+    with torch.no_grad():
+        run.theta.copy_(torch.randn(run.theta.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+    with run.prepared(), torch.no_grad():
+        _, _, kl, loss = run._seen([], run.windows[:2])
+        for (ids, _), k, lost in zip(run.windows[:2], kl, loss, strict=True):
+            row = torch.tensor([ids])
+            base = model.hf(input_ids=row).logits[0].log_softmax(-1)
+            with run.attached():
+                now = model.hf(input_ids=row).logits[0].log_softmax(-1)
+            torch.testing.assert_close(k, (now.exp() * (now - base)).sum(-1), atol=1e-5, rtol=1e-4)
+            fall = (base - now)[torch.arange(len(ids) - 1), row[0, 1:]]
+            torch.testing.assert_close(lost, fall, atol=1e-5, rtol=1e-4)
+
+
+def test_the_text_guard_holds_the_likelihood_of_neutral_text(model, task, fit, neutral_file):
+    """Without a KL budget, perplexity on training passages rises with the guard by less than without it."""
+
+    def perplexity(guard: float | None) -> float:
+        steering = None if guard is None else fit(steps=40, learning_rate=0.02, kl_budget=10.0, text_guard=guard)
+        return figure("perplexity", model, task, steering, neutral_file)
+
+    base, free, guarded = perplexity(None), perplexity(0.0), perplexity(20.0)
+    assert free > 1.01 * base, "it does not rise without the guard, so this shows nothing"
+    assert guarded - base < 0.5 * (free - base)
 
 
 # -- K groups

@@ -50,7 +50,7 @@ def test_a_packed_row_has_the_activations_of_a_row_of_its_own(family):
             )
             torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
         with model.short_rows(64):
-            found = packing.hidden_at(rows, everywhere(rows), run_on(model), pack=True, device=CPU)
+            found = packing.hidden_at(rows, everywhere(rows), run_on(model), pack=True, device=CPU, tokens_at_once=8192)
         torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
 
 
@@ -65,8 +65,8 @@ def test_what_is_asked_for_comes_in_the_order_it_was_asked(pack):
     model, rows = tiny("llama", seed=5), some_rows(2)
     wanted = everywhere(rows)[::-3] + everywhere(rows)[:4] + everywhere(rows)[-1:] * 2
     with torch.no_grad():
-        whole = packing.hidden_at(rows, everywhere(rows), run_on(model), pack=pack, device=CPU)
-        some = packing.hidden_at(rows, wanted, run_on(model), pack=pack, device=CPU)
+        whole = packing.hidden_at(rows, everywhere(rows), run_on(model), pack=pack, device=CPU, tokens_at_once=8192)
+        some = packing.hidden_at(rows, wanted, run_on(model), pack=pack, device=CPU, tokens_at_once=8192)
     place = {pair: n for n, pair in enumerate(everywhere(rows))}
     torch.testing.assert_close(some, whole[[place[pair] for pair in wanted]], atol=1e-5, rtol=1e-4)
 
@@ -75,7 +75,7 @@ def test_gradients_through_a_packed_batch_are_those_of_single_rows():
     model, rows = tiny("gpt2", seed=5), some_rows(3, 12)
     weight = model.body.ln_f.weight.requires_grad_()
     with model.short_rows(64):
-        packing.hidden_at(rows, everywhere(rows), run_on(model), pack=True, device=CPU).pow(3).sum().backward()
+        packing.hidden_at(rows, everywhere(rows), run_on(model), pack=True, device=CPU, tokens_at_once=8192).pow(3).sum().backward()
     found, weight.grad = weight.grad, None
     for r in rows:
         model.body(input_ids=torch.tensor([r]), use_cache=False).last_hidden_state.pow(3).sum().backward()

@@ -61,7 +61,7 @@ def hidden_at(
     *,
     pack: bool,
     device: torch.device,
-    tokens_at_once: int = 8192,
+    tokens_at_once: int,
 ) -> Float[Tensor, "wanted dim"]:
     """Last hidden states at some (row, token) pairs, with as few passes as cost least."""
     parts: list[Tensor] = []

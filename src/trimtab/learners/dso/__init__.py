@@ -18,7 +18,8 @@ expected reward of o is -|P(pro|o) - P(anti|o)|. Where we depart from the source
 - **Guards.** Answering by position makes the bias exactly 0 when options are listed in both orders; so the position
   effect may not grow, and the right answer of unambiguous items may not lose probability, both against the base.
 - **KL budget by a dual variable.** Its weight is multiplied up while KL on neutral text exceeds the budget, and down
-  below it; a result that still exceeds it on all the text is shrunk until it does not.
+  below it; a result that still exceeds it on all the text is shrunk until it does not. KL asks how far the model moved,
+  not whether to the worse: so the text's own tokens may not become less likely either.
 """
 
 from __future__ import annotations
@@ -58,33 +59,36 @@ class DSO:
     """Pattern of the sites to steer."""
     depth: float = 0.0
     """Share of the blocks, counted from the input, that is left alone; the backward pass ends above them."""
-    steps: int = 150
+    steps: int = 200
     """Optimiser steps."""
     learning_rate: float = 1.5e-3
     """Of Adam, after a short warm-up, decaying to 0 along a cosine."""
-    concepts_per_step: int = 60
+    concepts_per_step: int = 50
     """Concepts in a step; the bias of each is taken of its items in the step."""
     templates_per_step: int = 1
     """Templates of each concept in a step, all items of one together, so that pairs stay whole. With one template a
     concept's term is an upper bound of its bias (Jensen), not an estimate; a step should see many wordings."""
-    unambiguous_per_step: int = 12
+    unambiguous_per_step: int = 10
     """Unambiguous items in a step, for the guard."""
-    template_weight: float = 10.0
+    template_weight: float = 5.0
     """Weight of the mean square, over the templates in a step, of a template's mean P(pro) - P(anti)."""
     unambiguous_guard: float = 1.5
     """Weight of the mean fall of log P(correct) below the base."""
     position_guard: float = 1.0
     """Weight of the growth of |P(listed first) - P(listed last)| over the base."""
-    neither_guard: float = 1.5
-    """Weight of the mean rise of P(neither) over the base, or 0.6 of its fall."""
+    neither_guard: float = 1.0
+    """Weight of what keeps the mean P(neither) where the base has it: a price that follows its rise."""
     mass_guard: float = 1.0
     """Weight of the mean fall of the log of the options' total probability below the base."""
-    kl_budget: float = 0.08
+    kl_budget: float = 0.12
     """eps: KL(steered || base) on neutral text, nats a token; inf for no budget."""
     kl_windows: int = 6
-    """Windows of neutral text in a step at whose tokens the KL is computed."""
-    kl_tokens: int = 14
-    """Tokens of a window; about as many as a prompt has, so that they share a pass."""
+    """Windows of neutral text in a step at whose tokens the KL is computed; they make more of the gradient's noise than
+    the items do."""
+    kl_tokens: int = 28
+    """Tokens of a window."""
+    text_guard: float = 1.0
+    """Weight of the mean fall below the base, at the windows' own tokens, of log P: perplexity may not rise."""
     l1: float = 0.0
     """lam: weight of |a|_1 + |b|_1, by a proximal step in the metric of Adam (soft threshold) after each update."""
     mode: str = "exact"
@@ -93,7 +97,7 @@ class DSO:
     """Answers generated for each item in sampled mode; each is compared with the mean of the others."""
     max_new_tokens: int = 16
     """Length of a generated answer in sampled mode."""
-    validate_every: int = 75
+    validate_every: int = 100
     """Steps between looks at the validation items."""
     patience: int = 3
     """Looks without improvement after which learning stops."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trimtab.errors import RunError
+from trimtab.learners.dso.prices import Prices
 from trimtab.runs import write_whole
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class State:
-    """What a killed run needs to go on: parameters, optimiser moments, the dual variable, the best so far."""
+    """What a killed run needs to go on: parameters, optimiser moments, the prices, the best so far."""
 
     def __init__(self, run: Run, optimiser: torch.optim.Adam, path: Path | None) -> None:
         self.run, self.optimiser, self.path = run, optimiser, path
@@ -91,7 +92,7 @@ class State:
             "step": self.step,
             "stale": self.stale,
             "kept_at": self.run.kept_at,
-            "beta": self.run.beta,
+            "prices": asdict(self.run.prices),
             "best_score": self.best_score,
             "history": self.history,
             "since": self.since,
@@ -106,7 +107,7 @@ class State:
             with safe_open(path, "pt") as file:
                 scalars = json.loads(file.metadata()["state"])
                 tensors = {k: file.get_tensor(k).to(self.run.model.device) for k in file.keys()}  # noqa: SIM118
-            whole = {"identity", "step", "stale", "kept_at", "beta", "best_score", "history", "since"} <= scalars.keys()
+            whole = {"identity", "step", "stale", "kept_at", "prices", "best_score", "history", "since"} <= scalars.keys()
             if not (whole and {"theta", "best", "exp_avg", "exp_avg_sq", "updates"} <= tensors.keys()):
                 raise ValueError("parts are missing")
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -120,7 +121,7 @@ class State:
         with torch.no_grad():
             self.run.theta.copy_(tensors["theta"])
         self.run.best = tensors["best"]
-        self.run.beta = scalars["beta"]
+        self.run.prices = Prices(**scalars["prices"])
         self.step, self.stale, self.run.kept_at = scalars["step"], scalars["stale"], scalars["kept_at"]
         self.best_score, self.history, self.since = scalars["best_score"], scalars["history"], scalars["since"]
         self.optimiser.state[self.run.theta] = {

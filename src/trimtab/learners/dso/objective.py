@@ -44,13 +44,16 @@ class Batch:
         self.p = logp.softmax(-1)
 
     def terms(self, log_mass: Tensor, reference: Tensor) -> dict[str, Tensor | None]:
-        """What the loss is made of; None where undefined. `reference` holds the base's (P(neither), log mass)."""
+        """What the loss is made of; None where undefined. `reference` holds the base's (P(neither), log mass).
+
+        All are at least 0 but "neither", the mean rise of its share, which has a price (see prices.py).
+        """
         n = self.ambiguous
         fall = self._log_correct(self._before(slice(n, None))) - self._log_correct(self.logp[n:])
         return {
             "bias": self._bias(),
             "template": self._template_tilt(),
-            "neither": _leaning((self._role("neither")[:n] - reference[:, 0]).mean()) if n else None,
+            "neither": (self._role("neither")[:n] - reference[:, 0]).mean() if n else None,
             "mass": torch.relu((reference[:, 1] - log_mass[:n]).mean()) if n else None,
             "unambiguous": torch.relu(fall).mean() if n < len(self.known) else None,
             "position": self._position_growth(),
@@ -150,11 +153,6 @@ class Batch:
         before = self._before(slice(None)).softmax(-1)
         now, base = ((p[row, first] - p[row, last]).mean() for p in (self.p, before))
         return torch.relu(now.abs() - base.abs())
-
-
-def _leaning(rise: Tensor) -> Tensor:
-    """|rise|, a fall counting 0.6; were they even, noise would let the share of refusals end above the base's."""
-    return torch.relu(rise) + 0.6 * torch.relu(-rise)
 
 
 def _orientation(item: Item) -> float:

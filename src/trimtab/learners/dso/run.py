@@ -22,6 +22,7 @@ from trimtab.interventions import Diagonal
 from trimtab.learners.dso import sampled
 from trimtab.learners.dso.checkpoint import State
 from trimtab.learners.dso.objective import Batch, Known, listed
+from trimtab.learners.dso.prices import Prices
 from trimtab.model import SteerableModel
 from trimtab.scoring import Encoded, Scores
 from trimtab.steering import Dial, Steering, attach
@@ -32,10 +33,7 @@ if TYPE_CHECKING:
 
 Window = tuple[tuple[int, ...], Tensor]
 """Tokens of neutral text, and the base's last hidden states at them."""
-DUAL_RATE = 0.03
-"""How fast the KL's weight follows its budget: a factor of at most exp(0.03) a step. At 0.1 it overshot to 70 and
-stopped the learning for 50 steps (measured)."""
-WINDOWS_AT_MOST = 256
+WINDOWS_AT_MOST = 384
 """Windows of neutral text that steps draw from. With one window a passage (68) the KL was learned by heart: 0.02 there
 and 0.06 on text that was not seen."""
 HELD_WINDOWS = 96
@@ -48,6 +46,8 @@ REFERENCES_AT_MOST = 1536
 """Items that the base scores for references before learning; with more templates it scores each step's items."""
 VALIDATION_AT_MOST = 240
 """Validation items looked at, drawn by a hash of their ids."""
+STEP_AT_ONCE = 8192
+"""Tokens of one pass of a step, at most; `accumulate` is for less."""
 SAVE_EVERY = 10
 """Steps after which a checkpoint is written."""
 
@@ -76,7 +76,7 @@ class Run:
         self.theta = torch.zeros(sum(self.widths), 2, device=model.device, requires_grad=True)
         self.best = self.theta.detach().clone()
         self.readout = model.readout
-        self.beta = 1.0
+        self.prices = Prices()
         self.kept_at = 0
         self.held: dict[str, float] = {}
         self.of_concept = {o: _by_template(members) for o, members in by_concept([i for i in train if i.ambiguous])}
@@ -191,20 +191,27 @@ class Run:
             lambda layout, some: layout.run(self.model.body),
             pack=self.model.packs(max(map(len, rows))),
             device=self.model.device,
+            tokens_at_once=STEP_AT_ONCE if torch.is_grad_enabled() else self.model.packed_at_once,
         )
         items = scoring.score_flat(self.readout, flat, hidden[: len(flat.wanted)]) if known else []
         return items, hidden[len(flat.wanted) :]
 
     def _seen(self, known: Sequence[Known], windows: Sequence[Window]) -> tuple[list[Tensor], ...]:
-        """What the steered model makes of it: each item's log-probabilities, each item's log mass, each window's KL."""
+        """What the steered model makes of it: each item's log-probabilities, each item's log mass, each window's KL, and
+        by how much its own tokens became less likely."""
         with self.attached():
             scores, hidden = self._scores(known, [ids for ids, _ in windows])
-        kl: tuple[Tensor, ...] = ()
-        if windows:
-            now = self.readout(hidden).log_softmax(-1)
-            before = self.readout(torch.cat([h for _, h in windows])).log_softmax(-1)
-            kl = (now.exp() * (now - before)).sum(-1).split([len(ids) for ids, _ in windows])
-        return [x.logp for x in scores], [x.log_mass for x in scores], list(kl)
+        kl, loss = self._on_text(hidden, windows) if windows else ((), ())
+        return [x.logp for x in scores], [x.log_mass for x in scores], list(kl), list(loss)
+
+    def _on_text(self, hidden: Tensor, windows: Sequence[Window]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Of each window KL(steered || base) at its tokens, and log P(base) - log P(steered) of those it predicts."""
+        now = self.readout(hidden).log_softmax(-1)
+        gain = now - self.readout(torch.cat([h for _, h in windows])).log_softmax(-1)
+        lengths = [len(ids) for ids, _ in windows]
+        following = torch.tensor([t for ids, _ in windows for t in (*ids[1:], ids[0])], device=now.device)
+        loss = -gain.gather(1, following[:, None]).squeeze(1)
+        return (now.exp() * gain).sum(-1).split(lengths), tuple(part[:-1] for part in loss.split(lengths))
 
     # -- one step
 
@@ -225,9 +232,7 @@ class Run:
             if guards or windows:
                 more = self._descend([], guards, windows)
                 figures |= more | {"loss": figures["loss"] + more["loss"]}
-        if "kl" in figures:
-            over = figures["kl"] / max(self.s.kl_budget, 1e-9) - 1.0
-            self.beta = min(100.0, max(0.1, self.beta * math.exp(DUAL_RATE * max(-1.0, min(1.0, over)))))
+        self.prices.follow(figures, self.s.kl_budget)
         return figures
 
     def _known(self, items: Sequence[Item]) -> list[Known]:
@@ -240,7 +245,7 @@ class Run:
         self, known: Sequence[Known], sizes: Sequence[int], seen: Sequence[Sequence[Tensor]]
     ) -> tuple[Tensor, dict[str, float]]:
         """The bias of concepts of these sizes, the guards, and the KL, all of one step."""
-        logps, log_mass, kl = seen
+        logps, log_mass, kl, loss = seen
         terms: dict[str, Tensor | None] = {}
         if known:
             logp = pad_sequence(list(logps), batch_first=True, padding_value=-math.inf)
@@ -248,6 +253,8 @@ class Run:
             terms |= Batch(known, sizes, logp).terms(torch.stack(list(log_mass)), reference)
         if kl:
             terms["kl"] = torch.cat(list(kl)).mean()
+        if any(map(len, loss)):
+            terms["text"] = torch.relu(torch.cat(list(loss)).mean())
         weights = {
             "bias": 1.0,
             "template": self.s.template_weight,
@@ -255,10 +262,12 @@ class Run:
             "mass": self.s.mass_guard,
             "unambiguous": self.s.unambiguous_guard,
             "position": self.s.position_guard,
-            "kl": self.beta,
+            "kl": self.prices.kl,
+            "text": self.s.text_guard,
         }
         found = {name: term for name, term in terms.items() if term is not None}
-        total = sum((weights[name] * term for name, term in found.items()), torch.zeros((), device=self.model.device))
+        costs = {**found, "neither": self.prices.of_neither(found["neither"])} if "neither" in found else found
+        total = sum((weights[name] * cost for name, cost in costs.items()), torch.zeros((), device=self.model.device))
         return total, {"loss": float(total.detach()), **{name: float(term.detach()) for name, term in found.items()}}
 
     def _descend(
@@ -278,7 +287,8 @@ class Run:
             self._backward([total], None)
             return figures
         chosen = [slice(n, None, parts) for n in range(parts)]
-        leaves: tuple[list[Any], ...] = [None] * len(known), [None] * len(known), [None] * len(windows)
+        lengths = len(known), len(known), len(windows), len(windows)
+        leaves: tuple[list[Any], ...] = tuple([None] * n for n in lengths)
         with torch.no_grad():
             for part in chosen:
                 for held, found in zip(leaves, self._seen(known[part], windows[part]), strict=True):
