@@ -93,7 +93,10 @@ def plain(model: SteerableModel, task: trimtab.Task, seed: int) -> float:
         chosen = rng.sample(sorted(concepts), settings.concepts_per_step)
         ambiguous = [i for o in chosen for i in rng.sample(concepts[o], settings.templates_per_step)]
         items = ambiguous + rng.sample(clear, settings.unambiguous_per_step)
-        windows = [" ".join(t.split()[: settings.kl_tokens - 2]) for t in rng.sample(texts, settings.kl_windows)]
+        windows = [
+            tokenizer.decode(tokenizer(t).input_ids[: settings.kl_tokens])
+            for t in rng.sample(texts, settings.kl_windows)
+        ]
         with torch.no_grad():
             base, base_text = last_logp([str(i.prompt) for i in items]), token_logp(windows)
         handles = hooks()

@@ -75,7 +75,9 @@ def test_gradients_through_a_packed_batch_are_those_of_single_rows():
     model, rows = tiny("gpt2", seed=5), some_rows(3, 12)
     weight = model.body.ln_f.weight.requires_grad_()
     with model.short_rows(64):
-        packing.hidden_at(rows, everywhere(rows), run_on(model), pack=True, device=CPU, tokens_at_once=8192).pow(3).sum().backward()
+        packing.hidden_at(rows, everywhere(rows), run_on(model), pack=True, device=CPU, tokens_at_once=8192).pow(
+            3
+        ).sum().backward()
     found, weight.grad = weight.grad, None
     for r in rows:
         model.body(input_ids=torch.tensor([r]), use_cache=False).last_hidden_state.pow(3).sum().backward()

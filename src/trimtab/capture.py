@@ -9,8 +9,6 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab import sites
-
 
 @contextmanager
 def recorded(block: nn.Module) -> Iterator[list[Tensor]]:
@@ -59,17 +57,3 @@ def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
             del module.forward
         else:
             module.forward = before
-
-
-def first_block(root: nn.Module, names: Sequence[str]) -> int:
-    """The index of the first block that a set of sites touches; 0 where that cannot be told from their names."""
-    numbers = []
-    for name in names:
-        parts = name.split(".")
-        if parts[0] == "layers" and len(parts) > 1 and parts[1].isdigit():
-            numbers.append(int(parts[1]))
-        elif name != "norm.final":
-            return 0
-    body = sites.backbone(root)
-    depth = len(getattr(body, sites.FAMILIES[sites.family(root)].layers))
-    return min(numbers, default=depth)

@@ -107,7 +107,16 @@ class State:
             with safe_open(path, "pt") as file:
                 scalars = json.loads(file.metadata()["state"])
                 tensors = {k: file.get_tensor(k).to(self.run.model.device) for k in file.keys()}  # noqa: SIM118
-            whole = {"identity", "step", "stale", "kept_at", "prices", "best_score", "history", "since"} <= scalars.keys()
+            whole = {
+                "identity",
+                "step",
+                "stale",
+                "kept_at",
+                "prices",
+                "best_score",
+                "history",
+                "since",
+            } <= scalars.keys()
             if not (whole and {"theta", "best", "exp_avg", "exp_avg_sq", "updates"} <= tensors.keys()):
                 raise ValueError("parts are missing")
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:

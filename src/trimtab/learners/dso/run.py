@@ -197,8 +197,8 @@ class Run:
         return items, hidden[len(flat.wanted) :]
 
     def _seen(self, known: Sequence[Known], windows: Sequence[Window]) -> tuple[list[Tensor], ...]:
-        """What the steered model makes of it: each item's log-probabilities, each item's log mass, each window's KL, and
-        by how much its own tokens became less likely."""
+        """What the steered model makes of it: each item's log-probabilities, each item's log mass, each window's KL and
+        the loss of likelihood of its own tokens."""
         with self.attached():
             scores, hidden = self._scores(known, [ids for ids, _ in windows])
         kl, loss = self._on_text(hidden, windows) if windows else ((), ())
