@@ -330,7 +330,7 @@ def _check_splits(parsed: list[tuple[int, _Reader]], defects: _Defects) -> None:
 
 
 def _check_concepts(parsed: list[tuple[int, _Reader]], defects: _Defects) -> None:
-    """Both pro and anti, or two groups, over a concept's ambiguous items: otherwise its bias says nothing."""
+    """Both pro and anti, or more than two groups, over a concept's ambiguous items: otherwise its bias says nothing."""
     lines: dict[str, list[_Reader]] = {}
     for _, reader in parsed:
         concept = reader.row.get("concept")
@@ -344,14 +344,14 @@ def _check_concepts(parsed: list[tuple[int, _Reader]], defects: _Defects) -> Non
         offers = [offer for reader in ambiguous for offer in reader.offers]
         roles = {role for role, _ in offers}
         groups = {group for _, group in offers if group is not None}
-        if ambiguous and not {"pro", "anti"} <= roles and len(groups) < 2:
+        if ambiguous and not {"pro", "anti"} <= roles and len(groups) < 3:
             only = [role for role in AMBIGUOUS_ROLES if role in roles]
             defects.add(
                 ambiguous[0].line,
                 "concept",
                 f"concept {concept!r} has one class of outcome ({' and '.join(map(repr, only))} only) over "
                 f"its {_count(len(ambiguous), 'ambiguous item')}; "
-                "expected both 'pro' and 'anti', or two groups",
+                "expected both 'pro' and 'anti', or more than two groups",
             )
 
 

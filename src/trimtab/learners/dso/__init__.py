@@ -18,7 +18,7 @@ expected reward of o is -|P(pro|o) - P(anti|o)|. Where we depart from the source
 - **Guards.** Answering by position makes the bias exactly 0 when options are listed in both orders; so the position
   effect may not grow, and the right answer of unambiguous items may not lose probability, both against the base.
 - **KL budget by a dual variable.** Its weight is multiplied up while KL on neutral text exceeds the budget, and down
-  below it; a result that still exceeds it on all the text is shrunk until it does not. KL asks how far the model moved,
+  below it; a result that still exceeds it on 96 windows is shrunk until it does not. KL asks how far the model moved,
   not whether to the worse: so the text's own tokens may not become less likely either.
 """
 
@@ -97,7 +97,7 @@ class DSO:
     """Answers generated for each item in sampled mode; each is compared with the mean of the others."""
     max_new_tokens: int = 16
     """Length of a generated answer in sampled mode."""
-    validate_every: int = 100
+    validate_every: int = 40
     """Steps between looks at the validation items."""
     patience: int = 3
     """Looks without improvement after which learning stops."""
@@ -122,6 +122,8 @@ class DSO:
             raise UsageError(f"DSO.mode is 'exact' or 'sampled', got '{self.mode}'")
         if self.mode == "sampled" and self.samples < 2:
             raise UsageError("DSO.samples must be at least 2: each answer is compared with the mean of the others")
+        if self.kl_budget == 0:
+            raise UsageError("DSO.kl_budget must be above 0: at 0 only the untouched model is left; inf is no budget")
         if not self.depth < 1:
             raise UsageError(f"DSO.depth is a share of the blocks below 1, got {self.depth}")
 
@@ -148,16 +150,22 @@ class DSO:
             raise UsageError("a reward function needs generated answers: use DSO(mode='sampled')")
         train, validation = _items(items, "train"), _items(items, "validation")
         _require_learnable(train, needs_roles=reward is None)
-        run = Run(self, model, train, validation, passages("train", neutral), seed, reward)
+        texts = passages("train", neutral) if self._reads_text() else ()
+        run = Run(self, model, train, validation, texts, seed, reward)
         with run.prepared():
             history = run.learn(Path(checkpoint) if checkpoint is not None else None, progress)
         return Steering(run.interventions(run.best.detach()), self._card(run, items, seed, history))
+
+    def _reads_text(self) -> bool:
+        """Whether any term is about neutral text."""
+        return self.kl_windows > 0 and (math.isfinite(self.kl_budget) or self.text_guard > 0)
 
     def _card(
         self, run: Run, items: Task | Sequence[Item], seed: int, history: list[dict[str, float]]
     ) -> dict[str, Any]:
         default = {f.name: f.default for f in fields(self) if f.default is not MISSING}
-        settings = asdict(self)
+        # An infinite budget is no number in JSON.
+        settings = {k: "inf" if v == math.inf else v for k, v in asdict(self).items()}
         alive = (run.best != 0).any(1)
         data: dict[str, Any] = {"items": len(run.train), "validation_items": len(run.validation), "split": "train"}
         if isinstance(items, Task):
@@ -177,6 +185,7 @@ class DSO:
             "strength": {"trained": [0.0, 1.0], "safe": [0.0, 1.0], "default": 1.0},
             "seed": seed,
             "data": data,
+            **({} if run.reward is None else {"reward": run.reward_name}),
             "neurons": {"steered": int(alive.numel()), "surviving_share": float(alive.float().mean())},
             "kl_budget": run.held,
             "history": history,
@@ -196,10 +205,10 @@ def _require_learnable(train: list[Item], *, needs_roles: bool) -> None:
     for concept, members in by_concept(ambiguous):
         roles = {o.role for i in members for o in i.options}
         groups = {o.group for i in members for o in i.options} - {None}
-        if not {"pro", "anti"} <= roles and len(groups) < 2:
+        if not {"pro", "anti"} <= roles and len(groups) < 3:
             raise TaskError(
                 f"concept '{concept}' has one class of outcome ({', '.join(sorted(roles))}); a bias needs options of "
-                "both roles, pro and anti, or of two groups"
+                "both roles, pro and anti, or of more than two groups"
             )
 
 

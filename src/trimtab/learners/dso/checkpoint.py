@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from trimtab.learners.dso.run import Run
 
 
+OBJECTIVE = 2
+"""Changes with the objective: a checkpoint of another one is another run's."""
+
+
 class State:
     """What a killed run needs to go on: parameters, optimiser moments, the prices, the best so far."""
 
@@ -29,13 +33,15 @@ class State:
         self.best_score = math.inf
         self.history: list[dict[str, float]] = []
         self.since: list[dict[str, float]] = []
-        data = hashlib.sha256("\n".join(f"{i.digest()} {i.id}" for i in [*run.train, *run.validation]).encode())
+        data = hashlib.sha256("\n".join(map(repr, [*run.train, "validation", *run.validation])).encode())
         self.identity = {
             "settings": asdict(run.s),
             "seed": run.seed,
             "model": run.model.fingerprint(),
             "dtype": str(run.model.dtype),
             "data": data.hexdigest(),
+            "objective": OBJECTIVE,
+            "reward": run.reward_name,
             "neutral": hashlib.sha256("\n".join(run.texts).encode()).hexdigest(),
         }
         if path is not None and path.exists():
@@ -61,7 +67,8 @@ class State:
         The newest look within a standard error of the best is kept (Breiman's rule, turned towards the longer learned).
         Taken at their word, 200 items sent two runs home half learned, for differences in the third decimal.
         """
-        figures = {k: sum(f[k] for f in self.since if k in f) / len(self.since) for k in self.since[-1]}
+        seen = {k: [f[k] for f in self.since if k in f] for f in self.since for k in f}
+        figures = {k: sum(values) / len(values) for k, values in seen.items()}
         self.history.append({"step": self.step, **figures, **validation})
         self.since = []
         score = validation.get("validation_score")
@@ -119,6 +126,7 @@ class State:
             } <= scalars.keys()
             if not (whole and {"theta", "best", "exp_avg", "exp_avg_sq", "updates"} <= tensors.keys()):
                 raise ValueError("parts are missing")
+            prices = Prices(**scalars["prices"])
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"the checkpoint {path} is damaged ({error}); delete it to begin anew") from error
         differing = sorted(k for k, v in self.identity.items() if scalars["identity"].get(k) != v)
@@ -130,7 +138,7 @@ class State:
         with torch.no_grad():
             self.run.theta.copy_(tensors["theta"])
         self.run.best = tensors["best"]
-        self.run.prices = Prices(**scalars["prices"])
+        self.run.prices = prices
         self.step, self.stale, self.run.kept_at = scalars["step"], scalars["stale"], scalars["kept_at"]
         self.best_score, self.history, self.since = scalars["best_score"], scalars["history"], scalars["since"]
         self.optimiser.state[self.run.theta] = {

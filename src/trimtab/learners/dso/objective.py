@@ -53,7 +53,9 @@ class Batch:
         return {
             "bias": self._bias(),
             "template": self._template_tilt(),
-            "neither": (self._role("neither")[:n] - reference[:, 0]).mean() if n else None,
+            "neither": (self._role("neither")[:n] - reference[:, 0]).mean()
+            if self._mask("neither")[:n].any()
+            else None,
             "mass": torch.relu((reference[:, 1] - log_mass[:n]).mean()) if n else None,
             "unambiguous": torch.relu(fall).mean() if n < len(self.known) else None,
             "position": self._position_growth(),
@@ -85,17 +87,32 @@ class Batch:
         return nn.functional.pad(before, (0, self.logp.shape[1] - before.shape[1]), value=-math.inf)
 
     def _template_tilt(self) -> Tensor | None:
-        """Mean over the templates at hand of the squared mean of P(pro) - P(anti), signed by group where named."""
-        if not self.ambiguous:
+        """Mean over the templates at hand of the squared tilt: the mean P(pro) - P(anti), signed by group where named.
+
+        With more than two groups: twice the sum of squared distances of their means from even; for two, the same number.
+        """
+        n = self.ambiguous
+        if not n:
             return None
-        names = [k.item.template for k in self.known[: self.ambiguous]]
-        place = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        index = torch.tensor([place[name] for name in names], device=self.p.device)
-        sign = torch.tensor([_orientation(k.item) for k in self.known[: self.ambiguous]], device=self.p.device)
-        shift = sign * (self._role("pro") - self._role("anti"))[: self.ambiguous]
+        place = {name: i for i, name in enumerate(dict.fromkeys(k.item.template for k in self.known[:n]))}
+        index = torch.tensor([place[k.item.template] for k in self.known[:n]], device=self.p.device)
         count = torch.bincount(index, minlength=len(place))
-        means = torch.zeros(len(place), device=self.p.device).index_add(0, index, shift) / count
-        return means.pow(2).mean()
+
+        def means(values: Tensor) -> Tensor:
+            return torch.zeros(len(place), device=self.p.device).index_add(0, index, values) / count
+
+        if any(_many_groups(k.item) for k in self.known[:n]):
+            groups = sorted({o.group for k in self.known[:n] for o in k.item.options if o.group is not None})
+            shares = torch.stack([means(self._of_group(group)[:n]) for group in groups])
+            return 2 * (shares - shares.mean(0)).square().sum(0).mean()
+        sign = torch.tensor([_orientation(k.item) for k in self.known[:n]], device=self.p.device)
+        return means(sign * (self._role("pro") - self._role("anti"))[:n]).square().mean()
+
+    def _of_group(self, group: str) -> Tensor:
+        width = self.logp.shape[1]
+        rows = [[float(o.group == group) for o in k.item.options] for k in self.known]
+        mask = torch.tensor([r + [0.0] * (width - len(r)) for r in rows], device=self.logp.device)
+        return (self.p * mask).sum(-1)
 
     def _role(self, role: str, p: Tensor | None = None) -> Tensor:
         return ((self.p if p is None else p) * self._mask(role)).sum(-1)
@@ -121,7 +138,7 @@ class Batch:
         for part, size in zip(shift, self.sizes, strict=True):
             members = self.known[start : start + size]
             groups = sorted({o.group for c in members for o in c.item.options if o.group is not None})
-            if any(len({o.group for o in c.item.options} - {None}) > 2 for c in members):
+            if any(_many_groups(c.item) for c in members):
                 found.append(self._spread(start, members, groups))
             else:
                 found.append(part.mean().abs())
@@ -140,19 +157,26 @@ class Batch:
         return torch.stack(means).max() - torch.stack(means).min()
 
     def _position_growth(self) -> Tensor | None:
-        """Growth of |mean P(listed first) - P(listed last)| over the base's, on items that list their options."""
+        """Growth of |mean P(listed first) - P(listed last)| over the base's, where ambiguous items list their options.
+
+        Not on unambiguous items: to become right more often where the right one is listed first is no shortcut.
+        """
         ends = []
-        for n, k in enumerate(self.known):
+        for n, k in enumerate(self.known[: self.ambiguous]):
             places = [o.position for o in k.item.options]
             if listed(k.item):
                 order = sorted(range(len(places)), key=lambda i: places[i] or 0)
                 ends.append((n, order[0], order[-1]))
-        if not ends or any(k.logp is None for k in self.known):
+        if not ends or any(self.known[n].logp is None for n, _, _ in ends):
             return None
         row, first, last = torch.tensor(ends, device=self.p.device).unbind(1)
         before = self._before(slice(None)).softmax(-1)
         now, base = ((p[row, first] - p[row, last]).mean() for p in (self.p, before))
         return torch.relu(now.abs() - base.abs())
+
+
+def _many_groups(item: Item) -> bool:
+    return len({o.group for o in item.options} - {None}) > 2
 
 
 def _orientation(item: Item) -> float:

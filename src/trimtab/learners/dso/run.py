@@ -37,7 +37,7 @@ WINDOWS_AT_MOST = 384
 """Windows of neutral text that steps draw from. With one window a passage (68) the KL was learned by heart: 0.02 there
 and 0.06 on text that was not seen."""
 HELD_WINDOWS = 96
-"""Windows on which the result is held to the budget."""
+"""Windows, of those that steps draw from, on which the result is held to the budget."""
 GUARDS_AT_MOST = 256
 """Unambiguous items that a fit draws from."""
 REFERENCE_ITEMS = 4
@@ -45,7 +45,9 @@ REFERENCE_ITEMS = 4
 REFERENCES_AT_MOST = 1536
 """Items that the base scores for references before learning; with more templates it scores each step's items."""
 VALIDATION_AT_MOST = 240
-"""Validation items looked at, drawn by a hash of their ids."""
+"""Validation items looked at, half of them ambiguous."""
+CLIP = 1.0
+"""Norm to which a step's gradient is clipped."""
 STEP_AT_ONCE = 8192
 """Tokens of one pass of a step, at most; `accumulate` is for less."""
 SAVE_EVERY = 10
@@ -86,6 +88,13 @@ class Run:
         self.windows: list[Window] = []
         self.looked_at: tuple[list[Known], list[int]] = [], []
 
+    @property
+    def reward_name(self) -> str | None:
+        """Where the user's reward function is from."""
+        if self.reward is None:
+            return None
+        return f"{self.reward.__module__}:{getattr(self.reward, '__qualname__', type(self.reward).__name__)}"
+
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Fast attention for short rows, activation checkpointing where it was asked for, the base's view of things."""
@@ -96,7 +105,7 @@ class Run:
             if self.s.checkpointing:
                 stack.enter_context(self.model.activation_checkpointing())
             self.guards = self._with_base(self._chosen_guards())
-            self.windows = self._cut_windows() if math.isfinite(self.s.kl_budget) else []
+            self.windows = self._cut_windows() if self.texts else []
             if self.s.mode == "exact":
                 self.references = self._base_of_templates()
             if self.reward is None:
@@ -163,10 +172,11 @@ class Run:
 
     def _chosen_validation(self) -> tuple[list[Known], list[int]]:
         """Validation items, those of a concept together and the unambiguous ones last, and how many of each concept."""
-        # Not every n-th: that would beat with the order of wordings in the data. Not drawn by the seed: runs compare.
-        chosen = sorted(self.validation, key=lambda i: hashlib.sha256(i.id.encode()).digest())[:VALIDATION_AT_MOST]
-        groups = [members for _, members in by_concept([i for i in chosen if i.ambiguous])]
-        ordered = [i for members in groups for i in members] + [i for i in chosen if not i.ambiguous]
+        half = VALIDATION_AT_MOST // 2
+        ambiguous = _drawn([i for i in self.validation if i.ambiguous], half)
+        groups = [members for _, members in by_concept(ambiguous)]
+        ordered = [i for members in groups for i in members]
+        ordered += _drawn([i for i in self.validation if not i.ambiguous], half)
         return self._with_base(ordered), [len(members) for members in groups]
 
     # -- the steered model
@@ -251,7 +261,7 @@ class Run:
             logp = pad_sequence(list(logps), batch_first=True, padding_value=-math.inf)
             reference = self._reference(known[: sum(sizes)])
             terms |= Batch(known, sizes, logp).terms(torch.stack(list(log_mass)), reference)
-        if kl:
+        if kl and math.isfinite(self.s.kl_budget):
             terms["kl"] = torch.cat(list(kl)).mean()
         if any(map(len, loss)):
             terms["text"] = torch.relu(torch.cat(list(loss)).mean())
@@ -281,7 +291,7 @@ class Run:
         ambiguous = [i for members in concepts for i in members]
         known = [*(self._known(ambiguous) if ambiguous else []), *guards]
         sizes = [len(members) for members in concepts]
-        parts = min(self.s.accumulate, max(1, len(known)))
+        parts = min(self.s.accumulate, max(len(known), len(windows), 1))
         if parts == 1:
             total, figures = self._objective(known, sizes, self._seen(known, windows))
             self._backward([total], None)
@@ -363,9 +373,9 @@ class Run:
                 group["lr"] = rate
             optimiser.zero_grad()
             state.note(self.step(state.step))
-            nn.utils.clip_grad_norm_([self.theta], 1.0)
+            norm = float(nn.utils.clip_grad_norm_([self.theta], CLIP))
             optimiser.step()
-            self._shrink(optimiser, rate)
+            self._shrink(optimiser, rate * min(1.0, CLIP / max(norm, 1e-12)))
             state.step += 1
             looks = state.step % self.s.validate_every == 0 or state.step == self.s.steps
             if looks:
@@ -382,7 +392,10 @@ class Run:
 
     @torch.no_grad()
     def _shrink(self, optimiser: torch.optim.Adam, rate: float) -> None:
-        """The proximal step of lam |theta|_1 in the metric of Adam's step: a soft threshold at rate lam / sqrt(v)."""
+        """The proximal step of lam |theta|_1 in the metric of Adam's step: a soft threshold at rate lam / sqrt(v).
+
+        `rate` is Adam's, times what clipping left of the gradient: lam is weighed against the gradient as it was.
+        """
         if self.s.l1 > 0:
             moments = optimiser.state[self.theta]
             v = moments["exp_avg_sq"] / (1.0 - optimiser.param_groups[0]["betas"][1] ** float(moments["step"]))
@@ -408,12 +421,12 @@ class Run:
 
         The dual variable steers towards the budget on a few windows a step; this makes it hold on many of them.
         """
-        if not self.windows:
+        if not self.windows or not math.isfinite(self.s.kl_budget):
             return
         self.held = {"budget": self.s.kl_budget, "share": 1.0, "kl": self._window_kl(self.best)}
         low, high = 0.0, 1.0
         if self.held["kl"] > self.s.kl_budget:
-            for _ in range(6):
+            for _ in range(10):
                 middle = (low + high) / 2
                 low, high = (middle, high) if self._window_kl(self.best * middle) <= self.s.kl_budget else (low, middle)
             self.best *= low
@@ -432,6 +445,22 @@ def schedule(step: int, steps: int) -> float:
     """A linear warm-up over the first tenth (10 steps at most), then a cosine to 0."""
     warm = max(1, min(10, steps // 10))
     return min(1.0, (step + 1) / warm) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def _drawn(items: Sequence[Item], most: int) -> list[Item]:
+    """About so many items, those of one concept and template (both orders of a list) together, drawn by a hash.
+
+    Not every n-th, which would beat with the order of wordings in the data; not by the seed, so that runs compare.
+    """
+    groups: dict[tuple[str, str], list[Item]] = {}
+    for item in items:
+        groups.setdefault((item.concept, item.template), []).append(item)
+    found: list[Item] = []
+    for key in sorted(groups, key=lambda key: hashlib.sha256("\n".join(key).encode()).digest()):
+        if len(found) >= most:
+            break
+        found += groups[key]
+    return found
 
 
 def _above(found: list[sites.Site], depth: float) -> list[sites.Site]:

@@ -25,7 +25,8 @@ def reinforce(rewards: Float[Tensor, "items samples"], logp: Float[Tensor, "item
 def answers(
     model: SteerableModel, prompts: Sequence[tuple[int, ...]], samples: int, max_new_tokens: int, draw: int
 ) -> list[tuple[tuple[int, ...], ...]]:
-    """Some answers to each prompt, drawn at temperature 1 from a random stream of their own."""
+    """Some answers to each prompt, drawn at temperature 1 from a random stream of their own, whatever the model's own
+    generation settings: REINFORCE needs draws of the distribution that is scored."""
     rows = [p for p in prompts for _ in range(samples)]
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(draw)
@@ -36,6 +37,8 @@ def answers(
             temperature=1.0,
             top_k=0,
             top_p=1.0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             max_new_tokens=max_new_tokens,
         )
     return [tuple(tuple(a) for a in new[i * samples : (i + 1) * samples]) for i in range(len(prompts))]
