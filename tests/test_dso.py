@@ -412,7 +412,7 @@ def test_what_a_step_makes_of_neutral_text_is_the_formula(model, task):
 
 
 def test_the_text_guard_holds_the_likelihood_of_neutral_text(model, task, fit, neutral_file):
-    """Without a KL budget, perplexity on training passages rises by less than half of what it does without the guard."""
+    """Without a KL budget, perplexity on training passages rises less than half as much as without the guard."""
 
     def perplexity(guard: float | None) -> float:
         steering = None if guard is None else fit(steps=40, learning_rate=0.02, kl_budget=math.inf, text_guard=guard)

@@ -89,7 +89,7 @@ class Batch:
     def _template_tilt(self) -> Tensor | None:
         """Mean over the templates at hand of the squared tilt: the mean P(pro) - P(anti), signed by group where named.
 
-        With more than two groups: twice the sum of squared distances of their means from even; for two, the same number.
+        With more than two groups: twice the sum of squared distances of their means from even; for two the same number.
         """
         n = self.ambiguous
         if not n:
