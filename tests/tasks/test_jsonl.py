@@ -267,7 +267,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "one class of outcome": (
         row("b", concept="cook", options=[{"text": "x", "role": "pro"}, {"text": "y", "role": "neither"}]),
         "line 2, concept: concept 'cook' has one class of outcome ('pro' and 'neither' only) over its 1 "
-        "ambiguous item; expected both 'pro' and 'anti', or more than two groups",
+        "ambiguous item; expected both 'pro' and 'anti', or more than two groups in an item",
     ),
     "only pro": (
         row("b", concept="cook", options=[{"text": t, "role": "pro"} for t in "xy"]),

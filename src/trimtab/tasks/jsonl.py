@@ -330,7 +330,7 @@ def _check_splits(parsed: list[tuple[int, _Reader]], defects: _Defects) -> None:
 
 
 def _check_concepts(parsed: list[tuple[int, _Reader]], defects: _Defects) -> None:
-    """Both pro and anti, or more than two groups, over a concept's ambiguous items: otherwise its bias says nothing."""
+    """A concept's ambiguous items offer pro and anti, or more than two groups each: otherwise its bias says nothing."""
     lines: dict[str, list[_Reader]] = {}
     for _, reader in parsed:
         concept = reader.row.get("concept")
@@ -343,15 +343,15 @@ def _check_concepts(parsed: list[tuple[int, _Reader]], defects: _Defects) -> Non
         ambiguous = [reader for reader in readers if reader.ambiguous]
         offers = [offer for reader in ambiguous for offer in reader.offers]
         roles = {role for role, _ in offers}
-        groups = {group for _, group in offers if group is not None}
-        if ambiguous and not {"pro", "anti"} <= roles and len(groups) < 3:
+        groups = max((len({group for _, group in reader.offers} - {None}) for reader in ambiguous), default=0)
+        if ambiguous and not {"pro", "anti"} <= roles and groups < 3:
             only = [role for role in AMBIGUOUS_ROLES if role in roles]
             defects.add(
                 ambiguous[0].line,
                 "concept",
                 f"concept {concept!r} has one class of outcome ({' and '.join(map(repr, only))} only) over "
                 f"its {_count(len(ambiguous), 'ambiguous item')}; "
-                "expected both 'pro' and 'anti', or more than two groups",
+                "expected both 'pro' and 'anti', or more than two groups in an item",
             )
 
 

@@ -204,11 +204,11 @@ def _require_learnable(train: list[Item], *, needs_roles: bool) -> None:
         return
     for concept, members in by_concept(ambiguous):
         roles = {o.role for i in members for o in i.options}
-        groups = {o.group for i in members for o in i.options} - {None}
-        if not {"pro", "anti"} <= roles and len(groups) < 3:
+        groups = max(len({o.group for o in i.options} - {None}) for i in members)
+        if not {"pro", "anti"} <= roles and groups < 3:
             raise TaskError(
                 f"concept '{concept}' has one class of outcome ({', '.join(sorted(roles))}); a bias needs options of "
-                "both roles, pro and anti, or of more than two groups"
+                "both roles, pro and anti, or of more than two groups in one item"
             )
 
 

@@ -96,30 +96,35 @@ class Batch:
             return None
         place = {name: i for i, name in enumerate(dict.fromkeys(k.item.template for k in self.known[:n]))}
         index = torch.tensor([place[k.item.template] for k in self.known[:n]], device=self.p.device)
-        count = torch.bincount(index, minlength=len(place))
 
-        def means(values: Tensor) -> Tensor:
-            return torch.zeros(len(place), device=self.p.device).index_add(0, index, values) / count
+        def sums(values: Tensor) -> Tensor:
+            return torch.zeros(len(place), device=self.p.device).index_add(0, index, values)
 
         if any(_many_groups(k.item) for k in self.known[:n]):
             groups = sorted({o.group for k in self.known[:n] for o in k.item.options if o.group is not None})
-            shares = torch.stack([means(self._of_group(group)[:n]) for group in groups])
-            return 2 * (shares - shares.mean(0)).square().sum(0).mean()
+            masks = [self._options(group=group)[:n] for group in groups]
+            # (groups, templates): how many items offer the group, and its mean share in those.
+            offers = torch.stack([sums(mask.amax(-1)) for mask in masks])
+            shares = torch.stack([sums((self.p[:n] * mask).sum(-1)) for mask in masks]) / offers.clamp(min=1)
+            offered = (offers > 0).float()
+            even = (shares * offered).sum(0) / offered.sum(0).clamp(min=1)
+            return 2 * ((shares - even).square() * offered).sum(0).mean()
         sign = torch.tensor([_orientation(k.item) for k in self.known[:n]], device=self.p.device)
-        return means(sign * (self._role("pro") - self._role("anti"))[:n]).square().mean()
-
-    def _of_group(self, group: str) -> Tensor:
-        width = self.logp.shape[1]
-        rows = [[float(o.group == group) for o in k.item.options] for k in self.known]
-        mask = torch.tensor([r + [0.0] * (width - len(r)) for r in rows], device=self.logp.device)
-        return (self.p * mask).sum(-1)
+        tilt = sums(sign * (self._role("pro") - self._role("anti"))[:n]) / sums(torch.ones(n, device=self.p.device))
+        return tilt.square().mean()
 
     def _role(self, role: str, p: Tensor | None = None) -> Tensor:
         return ((self.p if p is None else p) * self._mask(role)).sum(-1)
 
     def _mask(self, role: str) -> Tensor:
+        return self._options(role=role)
+
+    def _options(self, **of: str) -> Tensor:
+        """(items, options): 1 where an option is of a role or a group, 0 elsewhere and in the padding."""
         width = self.logp.shape[1]
-        rows = [[float(o.role == role) for o in k.item.options] for k in self.known]
+        rows = [
+            [float(all(getattr(o, name) == x for name, x in of.items())) for o in k.item.options] for k in self.known
+        ]
         return torch.tensor([r + [0.0] * (width - len(r)) for r in rows], device=self.logp.device)
 
     def _log_correct(self, logp: Tensor) -> Tensor:
@@ -189,4 +194,4 @@ def _orientation(item: Item) -> float:
 def listed(item: Item) -> bool:
     """Whether the prompt lists or mentions all options, at places of their own."""
     places = {o.position for o in item.options}
-    return None not in places and len(places) > 1
+    return None not in places and len(places) == len(item.options) > 1
