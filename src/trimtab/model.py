@@ -250,14 +250,17 @@ class SteerableModel:
 
     def tokens(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of texts, each with the begin-of-text token of the model exactly once where it uses one."""
-        start = self._start()
-        plain = self.tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
-        return [tuple(ids) if ids[: len(start)] == start else (*start, *ids) for ids in plain]
+        start = self.start
+        found = self.tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
+        plain = [tuple(ids) for ids in found]
+        return [ids if ids[: len(start)] == start else (*start, *ids) for ids in plain]
 
-    def _start(self) -> list[int]:
+    @property
+    def start(self) -> tuple[int, ...]:
+        """The tokens that every text begins with: the begin-of-text token, or none."""
         marks = self.tokenizer("").input_ids
         bos = self.tokenizer.bos_token_id
-        return [bos] if bos is not None and marks[:1] == [bos] else []
+        return (bos,) if bos is not None and marks[:1] == [bos] else ()
 
     def encode(self, items: Sequence[Item], instruction: str | None = None) -> list[Encoded]:
         """Items as token ids, split where the prompt's tokens and all options' tokens part.
@@ -351,7 +354,7 @@ class SteerableModel:
         rows, skip = self.tokens(texts), 0
         if instruction is not None:
             before = self.tokens([f"{instruction}\n\n"])[0]
-            start = len(self._start())
+            start = len(self.start)
             rows, skip = [before + r[start:] for r in rows], len(before) - start
         if not self._steers_rows():
             return scoring.hidden_states(self.body, rows, skip=skip)

@@ -157,14 +157,20 @@ class Run:
         return torch.tensor(pairs, device=self.model.device).reshape(-1, 2)
 
     def _cut_windows(self) -> list[Window]:
-        """Windows of neutral text, equally many from each passage, with the base's last hidden states."""
+        """Windows of neutral text, equally many from each passage, with the base's last hidden states.
+
+        Each begins with the tokens that any text begins with: without them Gemma is another model, and a budget that was
+        held at 0.12 nats on bare windows was 0.29 on whole passages (measured).
+        """
         rng = random.Random(f"{self.seed}:windows")
-        passages = self.model.tokens(self.texts)
+        begin = self.model.start
+        passages = [ids[len(begin) :] for ids in self.model.tokens(self.texts)]
+        length = max(1, self.s.kl_tokens - len(begin))
         each = math.ceil(WINDOWS_AT_MOST / max(1, len(passages)))
         cut = []
         for ids in passages:
-            starts = range(max(1, len(ids) - self.s.kl_tokens + 1))
-            cut += [ids[n : n + self.s.kl_tokens] for n in rng.sample(starts, min(each, len(starts)))]
+            starts = range(max(1, len(ids) - length + 1))
+            cut += [begin + ids[n : n + length] for n in rng.sample(starts, min(each, len(starts)))]
         cut = rng.sample(cut, min(WINDOWS_AT_MOST, len(cut)))
         with torch.no_grad(), self.model.unsteered():
             _, hidden = self._scores([], cut)
