@@ -411,6 +411,16 @@ def test_what_a_step_makes_of_neutral_text_is_the_formula(model, task):
             torch.testing.assert_close(lost, fall, atol=1e-5, rtol=1e-4)
 
 
+def test_every_window_begins_as_a_text_does_and_is_no_longer_than_was_asked(model, task):
+    """Cut from the middle of a passage it would lack the begin-of-text token, and some models are lost without it."""
+    run = Run(DSO(kl_tokens=4), model, list(task.split("train")), [], ["Rain fell on the hill and on us."] * 3, 0, None)
+    with run.prepared():
+        assert len(model.start) == 1
+        assert {ids[:1] for ids, _ in run.windows} == {model.start}
+        assert len({ids for ids, _ in run.windows}) > 3
+        assert all(ids.count(model.start[0]) == 1 and len(ids) <= 4 for ids, _ in run.windows)
+
+
 def test_the_text_guard_holds_the_likelihood_of_neutral_text(model, task, fit, neutral_file):
     """Without a KL budget, perplexity on training passages rises less than half as much as without the guard."""
 
