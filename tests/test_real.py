@@ -98,7 +98,7 @@ class TestSmolLM2:
         if not blocks:
             pytest.skip("README.md has no python block yet")
         run = subprocess.run(
-            [sys.executable, "-c", blocks[0]], cwd=tmp_path, capture_output=True, text=True, timeout=600,
+            [sys.executable, "-c", blocks[0]], cwd=tmp_path, capture_output=True, text=True, timeout=1800,
             env={**os.environ, "PYTHONWARNINGS": "ignore"}, check=False,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-2000:]

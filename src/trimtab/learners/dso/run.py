@@ -159,8 +159,8 @@ class Run:
     def _cut_windows(self) -> list[Window]:
         """Windows of neutral text, equally many from each passage, with the base's last hidden states.
 
-        Each begins with the tokens that any text begins with: without them Gemma is another model, and a budget that was
-        held at 0.12 nats on bare windows was 0.29 on whole passages (measured).
+        Each begins with the tokens that any text begins with: without them Gemma is another model, and a budget held at
+        0.12 nats on bare windows was 0.29 on whole passages (measured).
         """
         rng = random.Random(f"{self.seed}:windows")
         begin = self.model.start
