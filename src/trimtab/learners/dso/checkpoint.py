@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 OBJECTIVE = 2
 """Changes with the objective: a checkpoint of another one is another run's."""
 
+SCALARS = {"identity", "step", "stale", "kept_at", "prices", "best_score", "history", "since"}
+"""What a checkpoint holds beside tensors."""
+
 
 class State:
     """What a killed run needs to go on: parameters, optimiser moments, the prices, the best so far."""
@@ -67,7 +70,10 @@ class State:
         The newest look within a standard error of the best is kept (Breiman's rule, turned towards the longer learned).
         Taken at their word, 200 items sent two runs home half learned, for differences in the third decimal.
         """
-        seen = {k: [f[k] for f in self.since if k in f] for f in self.since for k in f}
+        seen: dict[str, list[float]] = {}
+        for step in self.since:
+            for k, value in step.items():
+                seen.setdefault(k, []).append(value)
         figures = {k: sum(values) / len(values) for k, values in seen.items()}
         self.history.append({"step": self.step, **figures, **validation})
         self.since = []
@@ -114,16 +120,7 @@ class State:
             with safe_open(path, "pt") as file:
                 scalars = json.loads(file.metadata()["state"])
                 tensors = {k: file.get_tensor(k).to(self.run.model.device) for k in file.keys()}  # noqa: SIM118
-            whole = {
-                "identity",
-                "step",
-                "stale",
-                "kept_at",
-                "prices",
-                "best_score",
-                "history",
-                "since",
-            } <= scalars.keys()
+            whole = scalars.keys() >= SCALARS
             if not (whole and {"theta", "best", "exp_avg", "exp_avg_sq", "updates"} <= tensors.keys()):
                 raise ValueError("parts are missing")
             prices = Prices(**scalars["prices"])
