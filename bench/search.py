@@ -51,6 +51,7 @@ from trimtab.weights import resolve
 TASK = "bbq:letters:Gender_identity:divided"
 SHOT = "Question: What colour is the sky on a clear day?\n(A) Green\n(B) Blue\n(C) Red\nAnswer: B\n\n"
 LETTER = re.compile(r"\(?\b([A-C])\b\)?")
+KNOWN = "ours, texts read before"
 Seconds = tuple[float, float]
 """Of the wall clock, and of the processor."""
 
@@ -191,7 +192,7 @@ def trials(args: argparse.Namespace, dtype: str) -> list[dict[str, Any]]:
         "bench": "search", "part": "trial", "dtype": dtype, "items": args.items, "pairs": args.pairs,
         "layers": [layers[0], layers[-1]], "theirs, parts": {k: times[k] for k in ("load", "prompt", "item")},
         "ours, parts": {k: times[k] for k in ("fit", "score", "again")}, "ours, begin": begin[0],
-        "theirs": theirs, "ours": ours, "ours, texts read before": known,
+        "theirs": theirs, "ours": ours, KNOWN: known,
         "ratio": [a / b for a, b in zip(theirs, ours, strict=True)],
         "ratio, texts read before": [a / b for a, b in zip(theirs, known, strict=True)],
         "same option": same, "letters read": read, "letters first": first,
@@ -237,8 +238,8 @@ def agreement(
 # -- a whole study
 
 
-def study(args: argparse.Namespace, dtype: str, trial: dict[str, Any]) -> list[dict[str, Any]]:
-    """A pruned study with everything that belongs to it, against as many trials of the paper's way."""
+def study(args: argparse.Namespace, dtype: str, trial: dict[str, Any], theirs: Seconds) -> list[dict[str, Any]]:
+    """A pruned study with everything that belongs to it, against as many trials of the paper's way, in float32."""
     model = trimtab.load(args.model, dtype=dtype)
     task = asked(args.data)
     sources = (space.source("descriptions:gender", numbers=(args.pairs,), seed=0),)
@@ -255,7 +256,7 @@ def study(args: argparse.Namespace, dtype: str, trial: dict[str, Any]) -> list[d
             tried = [x for x in notes.trials() if notebook.counts(x)]
             spent = [x.user_attrs[notebook.MEASURED]["items"] for x in tried]
             repeats = sum(notebook.REPEAT in x.user_attrs for x in notes.trials())
-    ratio = [args.study * a / b for a, b in zip(trial["theirs"], t[0], strict=True)]
+    ratio = [args.study * a / b for a, b in zip(theirs, t[0], strict=True)]
     share = sum(spent) / (len(spent) * args.items)
     print(
         f"study of {len(tried)} settings, {dtype}: paper's way over ours {ratio[0]:.0f} (wall), {ratio[1]:.0f} "
@@ -326,7 +327,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--dtype", default="float32,bfloat16")
     parser.add_argument("--items", type=int, default=400, help="of a trial")
-    parser.add_argument("--pairs", type=int, default=100, help="of a recipe")
+    parser.add_argument("--pairs", type=int, default=40, help="of a recipe; the paper has a tenth of its items")
     parser.add_argument("--theirs", type=int, default=6, help="items and pairs timed in the paper's way, each turn")
     parser.add_argument("--agree", type=int, default=100, help="items whose chosen options are compared, in float32")
     parser.add_argument("--study", type=int, default=0, help="settings of a whole pruned study; 0 for none")
@@ -342,12 +343,21 @@ def main() -> None:
     if args.extraction:
         records += extraction(args)
     else:
+        agree, plain = args.agree, None
         for dtype in args.dtype.split(","):
-            agree, args.agree = args.agree, args.agree if dtype == "float32" else 0
-            records += trials(args, dtype)
-            args.agree = agree
+            args.agree = agree if dtype == "float32" else 0
+            found = trials(args, dtype)
+            plain = found[0]["theirs"] if dtype == "float32" or plain is None else plain
+            ratios = [[a / b for a, b in zip(plain, found[0][k], strict=True)] for k in ("ours", KNOWN)]
+            found[0] |= {"ratio, first dtype over ours": ratios}
+            print(
+                f"  the paper's way in {args.dtype.split(',')[0]} over ours in {dtype}: {ratios[0][0]:.1f} (wall), "
+                f"{ratios[0][1]:.1f} (processor); with texts read before {ratios[1][0]:.1f}, {ratios[1][1]:.1f}",
+                flush=True,
+            )
+            records += found
             if args.study:
-                records += study(args, dtype, records[-1])
+                records += study(args, dtype, found[0], plain)
     where = {
         "model": args.model, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "machine": platform.machine(), "note": args.note,

@@ -299,7 +299,7 @@ def _search(args: argparse.Namespace) -> None:
     )
     out = Path(args.out)
     where, name = args.storage or out / "study.log", args.study or searching.named(args.model, task, args.objective)
-    if args.worker:
+    if args.one_of_several:
         gone = crew.orphaned()
         job.work(_load(args), where, name, wanted=lambda: not gone())
         return
@@ -884,7 +884,7 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
     search.add_argument(
         "--out", required=True, help="folder for study, steerings and figures; a search that was cut off goes on there"
     )
-    search.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    search.add_argument("--one-of-several", action="store_true", help=argparse.SUPPRESS)
     search.set_defaults(run=_search)
 
     generate = commands.add_parser("generate", parents=[weights, steered], help="continue prompts, steered")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-WORKER = "--worker"
+WORKER = "--one-of-several"
 """The word, hidden from --help, by which a command knows that it is one of several workers."""
 
 
