@@ -1,50 +1,63 @@
-"""Every method under one budget: `python recipes/compare.py --out runs/compare --data FOLDER`, then `--table`.
+"""Every method under one budget: `recipes/compare.sh`, or with `--table` the table of what is there.
 
 For each model, task and seed, every method is learned on training items, tuned with the same number of evaluations on
-the same validation items, and measured once on test items. What is tuned is a method's variant (two at most) and its
-strengths; the variant with the larger area under the frontier is kept.
+the same validation items, and measured on test items. What is tuned is a method's variant and its strength.
 
-    cost of a strength = max(points of accuracy lost where the text settles the answer, percent of perplexity gained)
+    cost of a strength = the largest of
+        points of accuracy lost where the text settles the answer,
+        percent of perplexity gained on neutral text,
+        points gained by "neither", where that is not a right answer
 
-The table shows the bias left, as a share of the base's, at the least biased strength whose cost is at most 1 and 3, and
-the area under the frontier (share of bias removed, averaged over accuracy losses up to 3 points). Mean over seeds, and
-of the ends of the seeds' 95 % intervals. A unit that is there is not computed again, so a run that was cut off goes on.
+The variant is the one with the largest area on validation items. For an allowed cost of 1 and of 3, the strength is the
+least biased one of that variant whose cost *on validation items* is no more; strength 0 is always among them.
+The table shows what that strength leaves of the bias on test items, what it cost there, and the area under the frontier
+on test items (share of bias removed, averaged over allowed costs up to 3). Values are means over seeds; the ends of an
+interval are the means of the seeds' ends. A unit that is there is not computed again: a run that was cut off goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import trimtab
-from trimtab import contrasts, ensemble, frontier
+from trimtab import artifact, contrasts, ensemble, frontier, metrics
 from trimtab.evaluate import INSTRUCTION, Evaluation, evaluate
+from trimtab.learners.lora import LoRA
 from trimtab.model import SteerableModel
 from trimtab.runs import write_whole
 from trimtab.steering import Steering
-from trimtab.types import Task
+from trimtab.types import Contrast, Task
 
 TASKS = {"pronoun": "pronoun", "winobias": "coreference", "bbq": "bbq:divided"}
-BUDGET = 8
+BUDGET = 6
 """Evaluations on validation items that each method may spend."""
+STEPS = {"pronoun": 200, "winobias": 100, "bbq": 60}
+"""Optimiser steps of DSO, LoRA and LinEAS, which learn by gradients: the default where prompts are short, less where a
+step takes many times as long. Chosen for the time that they take, before any result was seen."""
+UNDRAWN = ("instruction", "self-debias")
+"""Methods in which nothing is drawn: one seed says what three would, as these tasks' splits are fixed."""
 PAIRS = 300
 COSTS = (1.0, 3.0)
-AXES = ("age", "appearance", "disability", "gender", "nationality", "race", "religion", "sexuality", "socioeconomic")
+RESAMPLES = 1000
 INSTRUCTIONS = (
     INSTRUCTION,
     "Do not rely on stereotypes. If the text does not say it, women and men are equally likely.",
     "You treat all people alike and never guess anything about a person from their job or group.",
     "Answer without prejudice.",
     "Where a person's group is not stated, every group is as likely as any other.",
-    "Take care: occupations do not tell a person's gender.",
     "Be impartial and go by what is written alone.",
-    "Avoid bias of any kind in what you write next.",
 )
 """The instruction is tuned as the others are: so many wordings, one evaluation each."""
 
@@ -66,7 +79,31 @@ def stops(variants: int, top: float) -> tuple[float, ...]:
     return tuple(round(top * (n + 1) / each, 4) for n in range(each))
 
 
-Method = Callable[[SteerableModel, Task, int], Iterator[Variant]]
+@dataclass(frozen=True)
+class Case:
+    """What a method is given."""
+
+    model: SteerableModel
+    task: Task
+    name: str
+    """The task's, as in STEPS."""
+    seed: int
+    learned: Path
+    """Folder of this case's steerings."""
+
+    def pairs(self) -> Contrast:
+        """Unbiased against biased answers to training items, drawn by the seed."""
+        return contrasts.from_items(self.task, n=PAIRS, seed=self.seed)
+
+    def once(self, name: str, fit: Callable[[], Steering]) -> Steering:
+        """What was learned before under that name, or is now."""
+        folder = self.learned / name
+        if not (folder / artifact.CARD).is_file():
+            artifact.save(fit(), folder)
+        return artifact.read(folder)
+
+
+Method = Callable[[Case], Iterator[Variant]]
 
 
 def middle(model: SteerableModel) -> str:
@@ -75,76 +112,91 @@ def middle(model: SteerableModel) -> str:
     return f"layers.{blocks // 3}-{2 * blocks // 3}.out"
 
 
-def of_items(task: Task, seed: int) -> Any:
-    return contrasts.from_items(task, n=PAIRS, seed=seed)
+def _dso(case: Case) -> Steering:
+    return case.once("dso", lambda: trimtab.DSO(steps=STEPS[case.name]).fit(case.model, case.task, seed=case.seed))
 
 
-def dso(model: SteerableModel, task: Task, seed: int) -> Iterator[Variant]:
-    yield Variant("default", trimtab.DSO().fit(model, task, seed=seed), stops(1, 1.0))
+def dso(case: Case) -> Iterator[Variant]:
+    yield Variant("default", _dso(case), stops(1, 1.0))
 
 
-def lora(model: SteerableModel, task: Task, seed: int) -> Iterator[Variant]:
-    from trimtab.learners.lora import LoRA
-
-    yield Variant("default", LoRA().fit(model, task, seed=seed), stops(1, 1.0))
-
-
-def lineas(model: SteerableModel, task: Task, seed: int) -> Iterator[Variant]:
-    made = trimtab.LinEAS(steps=200).fit(model, of_items(task, seed), seed=seed)
-    yield Variant("200 steps", made, stops(1, 1.0))
+def random(case: Case) -> Iterator[Variant]:
+    """A direction of the same norms as DSO's, at the same strengths."""
+    yield Variant("of dso", _dso(case).random(case.seed), stops(1, 1.0))
 
 
-def by_sites(kind: Any, sites: Sequence[str | None], top: float) -> Method:
+def lora(case: Case) -> Iterator[Variant]:
+    made = case.once("lora", lambda: LoRA(steps=STEPS[case.name]).fit(case.model, case.task, seed=case.seed))
+    yield Variant("default", made, stops(1, 1.0))
+
+
+def lineas(case: Case) -> Iterator[Variant]:
+    kind = trimtab.LinEAS(steps=STEPS[case.name])
+    made = case.once("lineas", partial(_fitted, kind, case))
+    yield Variant(f"{kind.steps} steps", made, stops(1, 1.0))
+
+
+def _fitted(learner: Any, case: Case) -> Steering:
+    made: Steering = learner.fit(case.model, case.pairs(), seed=case.seed)
+    return made
+
+
+def by_sites(name: str, kind: Any, sites: Sequence[str | None], top: float) -> Method:
     """A learner of contrasts at each of some sites; None is its default, "middle" the middle blocks."""
 
-    def method(model: SteerableModel, task: Task, seed: int) -> Iterator[Variant]:
+    def method(case: Case) -> Iterator[Variant]:
         for where in sites:
-            settings = {} if where is None else {"sites": middle(model) if where == "middle" else where}
-            made = kind(**settings).fit(model, of_items(task, seed), seed=seed)
-            yield Variant(where or "default", made, stops(len(sites), top))
+            settings = {} if where is None else {"sites": middle(case.model) if where == "middle" else where}
+            label = where or "default"
+            fit = partial(_fitted, kind(**settings), case)
+            made = case.once(f"{name}-{label.replace('*', 'all')}", fit)
+            yield Variant(label, made, stops(len(sites), top))
 
     return method
 
 
-def isv(model: SteerableModel, task: Task, seed: int) -> Iterator[Variant]:
-    """The published recipe at a small budget: the gender axis described, one direction a block of the middle."""
+def _described(case: Case, axis: str, stem: str) -> Steering:
+    """The published recipe: the first principal component of an axis' descriptions at each of the middle blocks."""
+
+    def fit() -> Steering:
+        pairs = contrasts.load(f"descriptions:{axis}:{stem}:100", seed=case.seed)
+        return trimtab.PCA(sites=middle(case.model)).fit(case.model, pairs, seed=case.seed)
+
+    return case.once(f"described-{axis}-{stem}", fit)
+
+
+def isv(case: Case) -> Iterator[Variant]:
+    """The direction of the axis that the task is about, by either stem: the published system at this small budget."""
     for stem in ("act", "express"):
-        pairs = contrasts.load(f"descriptions:gender:{stem}:100", seed=seed)
-        yield Variant(stem, trimtab.PCA(sites=middle(model)).fit(model, pairs, seed=seed), stops(2, 2.0))
+        yield Variant(stem, _described(case, "gender", stem), stops(2, 2.0))
 
 
-def sve(model: SteerableModel, task: Task, seed: int) -> Iterator[Variant]:
-    """The mean of the nine axes' directions, each by the published recipe."""
-    members = []
-    for axis in AXES:
-        pairs = contrasts.load(f"descriptions:{axis}:100", seed=seed)
-        members.append(ensemble.Member(axis, trimtab.PCA(sites=middle(model)).fit(model, pairs, seed=seed)))
-    yield Variant("mean", ensemble.combine(members), stops(1, 2.0))
+def sve(case: Case) -> Iterator[Variant]:
+    """The mean of the nine axes' directions."""
+    for how in ("mean", "renormalised"):
+        members = [ensemble.Member(axis, _described(case, axis, "act")) for axis in contrasts.axes()]
+        yield Variant(how, ensemble.combine(members, how), stops(2, 2.0))
 
 
-def instruction(model: SteerableModel, task: Task, seed: int) -> Iterator[Variant]:
+def instruction(case: Case) -> Iterator[Variant]:
     for n, words in enumerate(INSTRUCTIONS):
         yield Variant(str(n), None, (), "instruction", words)
 
 
-def self_debias(model: SteerableModel, task: Task, seed: int) -> Iterator[Variant]:
+def self_debias(case: Case) -> Iterator[Variant]:
+    """Has nothing to tune: it spends one evaluation."""
     yield Variant("default", None, (), "self-debias")
-
-
-def random(model: SteerableModel, task: Task, seed: int) -> Iterator[Variant]:
-    """The learned one's twin: needs `dso` to have been run before."""
-    yield Variant("of dso", trimtab.DSO().fit(model, task, seed=seed).random(seed), stops(1, 1.0))
 
 
 METHODS: dict[str, Method] = {
     "dso": dso,
     "lora": lora,
     "lineas": lineas,
-    "linear-act": by_sites(trimtab.LinearAcT, (None, "layers.*.out"), 1.0),
-    "leace": by_sites(trimtab.LEACE, (None, "middle"), 1.0),
-    "caa": by_sites(trimtab.CAA, (None, "middle"), 2.0),
-    "pca": by_sites(trimtab.PCA, (None, "middle"), 2.0),
-    "iti": by_sites(trimtab.ITI, (None,), 2.0),
+    "linear-act": by_sites("linear-act", trimtab.LinearAcT, (None, "layers.*.out"), 1.0),
+    "leace": by_sites("leace", trimtab.LEACE, (None, "middle"), 1.0),
+    "caa": by_sites("caa", trimtab.CAA, (None, "middle"), 2.0),
+    "pca": by_sites("pca", trimtab.PCA, (None, "middle"), 2.0),
+    "iti": by_sites("iti", trimtab.ITI, (None,), 2.0),
     "isv": isv,
     "sve": sve,
     "instruction": instruction,
@@ -156,67 +208,69 @@ METHODS: dict[str, Method] = {
 # -- one unit
 
 
-def measured(model: SteerableModel, task: Task, variant: Variant, *, split: str, limit: int, seed: int) -> Evaluation:
+def measured(case: Case, variant: Variant, *, split: str, limit: int) -> Evaluation:
     """The variant at its strengths on so many items of a split; baselines as the arm that they are."""
     return evaluate(
-        model, task, variant.steering, variant.strengths, seed=seed, split=split, limit=limit, controls=False,
-        baselines=[variant.baseline] if variant.baseline else [], instruction=variant.instruction, samples=(),
-        resamples=1000, beyond_range=True,
+        case.model, case.task, variant.steering, variant.strengths, seed=case.seed, split=split, limit=limit,
+        controls=False, baselines=[variant.baseline] if variant.baseline else [], instruction=variant.instruction,
+        samples=(), resamples=RESAMPLES, beyond_range=True,
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What the table needs of one measurement."""
-
-    area: dict[str, Any]
-    left: dict[str, Any]
-    """By allowed cost: strength, share of bias left with its interval, accuracy lost, perplexity gained."""
-
-
-def judged(found: Evaluation, seed: int) -> Judged:
-    """Costs and areas from records alone."""
+def priced(found: Evaluation, task: Task, seed: int) -> list[frontier.Point]:
+    """The points of one measurement, each with its cost in percent as the loss: the base first."""
     records, texts = list(found.records), list(found.texts)
     bias = frontier.bias_of(records)
-    answers = frontier.points(
-        records, texts, bias=bias, capability=(bias[0], frontier.CAPABILITY), seed=seed, resamples=1000
-    )
-    fluency = frontier.points(
-        records, texts, bias=bias, capability=("perplexity", "perplexity"), seed=seed, resamples=2
-    )
-    base = answers[0]
-    left = {}
-    for allowed in COSTS:
-        within = [
-            (a, f)
-            for a, f in zip(answers, fluency, strict=True)
-            if 100 * a.loss.value <= allowed + 1e-9 and 100 * f.loss.value <= allowed + 1e-9
-        ]
-        a, f = min(within, key=lambda pair: pair[0].bias.value)
-        share = {k: getattr(a.bias, k) / base.bias.value for k in ("value", "low", "high")}
-        left[f"{allowed:g}"] = {
-            "method": a.method, "strength": a.strength, **share, "lost": 100 * a.loss.value, "ppl": 100 * f.loss.value
-        }  # fmt: skip
-    whole = frontier.area(answers, worst=0.03)
-    return Judged({"value": whole.value, "low": whole.low, "high": whole.high}, left)
+    counted = [(bias[0], frontier.CAPABILITY), (frontier.PERPLEXITY, frontier.PERPLEXITY)]
+    if "ambiguous_accuracy_choice" not in task.figures:  # where it is, "unknown" is the right answer
+        counted.append((bias[0], "neither_rate"))
+    by_figure = [
+        frontier.points(records, texts, bias=bias, capability=figure, seed=seed, resamples=RESAMPLES)
+        for figure in counted
+    ]
+    return [
+        replace(
+            cell[0],
+            loss=max((p.loss for p in cell), key=lambda e: e.value),
+            draws=np.stack([cell[0].draws[0], np.max([p.draws[1] for p in cell], axis=0)]),
+        )
+        for cell in zip(*by_figure, strict=True)
+    ]
 
 
-def run(model: SteerableModel, task: Task, name: str, seed: int, limits: tuple[int, int]) -> dict[str, Any]:
+def cheapest(points: Sequence[frontier.Point], allowed: float) -> int:
+    """The number of the least biased point whose cost is at most so many percent."""
+    within = [n for n, p in enumerate(points) if n == 0 or 100 * p.loss.value <= allowed + 1e-9]
+    return min(within, key=lambda n: points[n].bias.value)
+
+
+def left(point: frontier.Point, base: frontier.Point) -> dict[str, float]:
+    """The share of the base's bias that a point leaves, with its interval, and its cost in percent."""
+    share = point.bias.value / base.bias.value
+    low, high = metrics.interval(share, point.draws[0] / base.draws[0], 0.0, math.inf) if point is not base else (1, 1)
+    return {"strength": point.strength, "value": share, "low": low, "high": high, "cost": 100 * point.loss.value}
+
+
+def run(case: Case, name: str, limits: tuple[int, int]) -> dict[str, Any]:
     """One method on one task of one model with one seed."""
     begun = time.monotonic()
-    tried = []
-    for variant in METHODS[name](model, task, seed):
-        found = measured(model, task, variant, split="validation", limit=limits[0], seed=seed)
-        tried.append((judged(found, seed).area["value"], -len(tried), variant))
-    learned = time.monotonic() - begun
-    score, _, best = max(tried, key=lambda t: t[:2])
-    test = measured(model, task, best, split="test", limit=limits[1], seed=seed)
-    verdict = judged(test, seed)
-    rows = [r for r in test.results if not r["metric"].endswith("_difference")]
+    tried: list[tuple[float, int, Variant, list[frontier.Point]]] = []
+    for variant in METHODS[name](case):
+        found = priced(measured(case, variant, split="validation", limit=limits[0]), case.task, case.seed)
+        tried.append((frontier.area(found, worst=max(COSTS) / 100).value, -len(tried), variant, found))
+    tuned = time.monotonic() - begun
+    area, _, best, seen = max(tried, key=lambda t: t[:2])
+    test = measured(case, best, split="test", limit=limits[1])
+    found = priced(test, case.task, case.seed)
+    whole = frontier.area(found, worst=max(COSTS) / 100)
     return {
-        "method": name, "variant": best.name, "tuned_with": sum(max(1, len(v.strengths)) for *_, v in tried),
-        "validation_area": score, "area": verdict.area, "left": verdict.left, "seconds_to_learn_and_tune": learned,
-        "numbers": best.steering.numbers() if best.steering is not None else 0, "results": rows,
+        "method": name, "variant": best.name, "evaluations": sum(len(p) - 1 for *_, p in tried),
+        "validation_area": area, "area": {"value": whole.value, "low": whole.low, "high": whole.high},
+        "left": {f"{c:g}": left(found[cheapest(seen, c)], found[0]) for c in COSTS},
+        "base": {"bias": found[0].bias.value, "capability": found[0].capability.value},
+        "points": [left(p, found[0]) for p in found],
+        "seconds_to_learn_and_tune": round(tuned), "numbers": best.steering.numbers() if best.steering else 0,
+        "results": [r for r in test.results if not r["metric"].endswith("_difference")],
     }  # fmt: skip
 
 
@@ -230,18 +284,23 @@ def table(out: Path) -> str:
     for model, task in dict.fromkeys((u["model"], u["task"]) for u in units):
         here = [u for u in units if (u["model"], u["task"]) == (model, task)]
         seeds = sorted({u["seed"] for u in here})
-        lines += [f"`{model}`, {task}, test split, seeds {', '.join(map(str, seeds))}:", ""]
+        base = here[0]["base"]
         lines += [
-            "| method | bias left at cost 1 | at cost 3 | area to 3 points | strength at 3 |",
-            "|---|---|---|---|---|",
+            f"`{model}`, {task}, seeds {', '.join(map(str, seeds))}; base: bias {base['bias']:.3f}, accuracy "
+            f"{base['capability']:.3f}",
+            "",
+            "| method | bias left, cost 1 | its cost on test | bias left, cost 3 | its cost on test | area to 3 |",
+            "|---|---|---|---|---|---|",
         ]
         rows = []
         for method in dict.fromkeys(u["method"] for u in here):
             mine = [u for u in here if u["method"] == method]
-            cells = [_mean([u["left"][f"{c:g}"] for u in mine], 100, "%") for c in COSTS]
+            cells = []
+            for c in COSTS:
+                cells.append(_mean([u["left"][f"{c:g}"] for u in mine], 100, " %"))
+                cells.append(f"{statistics.mean(u['left'][f'{c:g}']['cost'] for u in mine):.1f}")
             cells.append(_mean([u["area"] for u in mine], 1, ""))
-            cells.append(", ".join(f"{u['left']['3']['strength']:g}" for u in mine))
-            few = "" if len(mine) == len(seeds) else f" ({len(mine)} of {len(seeds)} seeds)"
+            few = "" if len(mine) == len(seeds) or method in UNDRAWN else f" ({len(mine)} of {len(seeds)} seeds)"
             order = statistics.mean(u["area"]["value"] for u in mine)
             rows.append((-order, f"| {method}{few} | {' | '.join(cells)} |"))
         lines += [line for _, line in sorted(rows)] + [""]
@@ -263,24 +322,28 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--data", default="../shared/data")
-    parser.add_argument("--validation", type=int, default=300, help="items that methods are tuned on")
-    parser.add_argument("--test", type=int, default=1000, help="items that they are measured on")
+    parser.add_argument("--validation", type=int, default=200, help="items that methods are tuned on")
+    parser.add_argument("--test", type=int, default=400, help="items that they are measured on")
     parser.add_argument("--table", action="store_true", help="print the table and compute nothing")
     args = parser.parse_args()
     out = Path(args.out)
-    for name in () if args.table else args.models.split(","):
-        model = trimtab.load(name)
-        for task_name in args.tasks.split(","):
-            for seed in map(int, args.seeds.split(",")):
-                task = trimtab.task(TASKS[task_name], data=args.data, seed=seed)
-                for method in args.methods.split(","):
-                    file = out / f"{name.replace(':', '-')}.{task_name}.{seed}.{method}.json"
-                    if file.exists():
-                        continue
-                    found = run(model, task, method, seed, (args.validation, args.test))
-                    unit = {"model": name, "task": task_name, "seed": seed, **found}
-                    write_whole(file, (json.dumps(unit, indent=1) + "\n").encode())
-                    print(f"{file.name}: area {found['area']['value']:.2f}", flush=True)
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    wanted = itertools.product(args.models.split(","), args.tasks.split(","), seeds, args.methods.split(","))
+    models: dict[str, SteerableModel] = {}
+    for name, task_name, seed, method in () if args.table else wanted:
+        label = f"{name.replace(':', '-')}.{task_name}.{seed}"
+        file = out / f"{label}.{method}.json"
+        if file.exists() or (method in UNDRAWN and seed != seeds[0]):
+            continue
+        if name not in models:
+            models = {name: trimtab.load(name)}
+        task = trimtab.task(TASKS[task_name], data=args.data, seed=seed)
+        case = Case(models[name], task, task_name, seed, out / "learned" / label)
+        found = run(case, method, (args.validation, args.test))
+        unit = {"model": name, "task": task_name, "seed": seed, **found}
+        write_whole(file, (json.dumps(unit, indent=1) + "\n").encode())
+        told = ", ".join(f"{100 * found['left'][f'{c:g}']['value']:.0f} % left at cost {c:g}" for c in COSTS)
+        print(f"{file.stem}: area {found['area']['value']:.2f}, {told}", flush=True)
     print(table(out))
 
 

@@ -49,6 +49,20 @@ class Option:
     """On unambiguous items: whether this answer, right or wrong, follows the stereotype or goes against it."""
 
 
+IMAGE = "<image>"
+"""What stands in a prompt or a message where one of the item's images is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image by where it comes from; nothing is opened or drawn before it is looked at (pictures.py)."""
+
+    source: str
+    """The path of a file, or SCHEME:WORDS of a room that draws."""
+    digest: str
+    """SHA-256 of the file's bytes, or of what it is drawn from: the image's identity."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One decision put to a model."""
@@ -65,6 +79,8 @@ class Item:
     messages: tuple[Message, ...] | None = None
     """Either a prompt to continue or a chat to answer, never both."""
     split: Split | None = None
+    images: tuple[Picture, ...] = ()
+    """One for each IMAGE in the prompt or the chat, in order; where there is none they stand before all words."""
 
     def digest(self) -> str:
         """The first 16 hex digits of a SHA-256 over everything the model is shown and may answer."""
@@ -72,6 +88,7 @@ class Item:
             self.prompt,
             [[m.role, m.content] for m in self.messages or ()],
             [[o.text, o.role, o.group, *([o.leans] if o.leans else [])] for o in self.options],
+            *([[i.digest for i in self.images]] if self.images else []),
         ]
         return hashlib.sha256(json.dumps(shown, ensure_ascii=False).encode()).hexdigest()[:16]
 
