@@ -293,9 +293,11 @@ def extraction(args: argparse.Namespace) -> list[dict[str, Any]]:
         made.train_steering_vector(model.hf, model.tokenizer, texts, layers=layers, batch_size=32)
 
     def dialz() -> None:
-        entry = importlib.import_module("dialz.dataset").DatasetEntry
+        held = importlib.import_module("dialz.dataset").Dataset()
+        for positive, negative in texts:
+            held.add_entry(positive, negative)
         made = importlib.import_module("dialz.vector")
-        made.read_representations(model.hf, model.tokenizer, [entry(p, n) for p, n in texts], layers)
+        made.read_representations(model.hf, model.tokenizer, held, layers)
 
     ways: dict[str, Callable[[], Any]] = {
         "trimtab, CAA": lambda: CAA().fit(model, made, seed=0), "trimtab, PCA": lambda: PCA().fit(model, made, seed=0),

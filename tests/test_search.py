@@ -304,6 +304,20 @@ def test_hopeless_settings_are_left_early_and_the_best_never_is(model, task, ite
         assert found[True].values == found[False].values
 
 
+def test_who_is_not_in_the_best_third_is_left(model, task):
+    """By how many dominate it; with two aims what nothing dominates goes on, and of equal settings the first."""
+    one = measure.Scorer(model, task, "bias", seed=0, layers=(3, 3), limit=32)
+    part = measure.Measured(32, (0.3,))
+    assert not one.outdone(part, [(0.1,), (0.2,)])
+    assert one.outdone(part, [(0.1,), (0.2,), (0.4,)])
+    assert not one.outdone(part, [(0.1,), (0.4,), (0.5,)])
+    assert one.outdone(part, [(0.3,), (0.3,), (0.5,)])
+    two = measure.Scorer(model, task, "bias+capability", seed=0, layers=(3, 3), limit=32)
+    better = [(0.1, 0.9), (0.2, 0.8), (0.25, 0.95)]
+    assert not two.outdone(measure.Measured(32, (0.3, 0.99)), better)
+    assert two.outdone(measure.Measured(32, (0.3, 0.7)), better)
+
+
 def test_a_setting_that_pays_with_answers_is_worse_than_any_that_does_not(model, task, items, tmp_path, monkeypatch):
     """With the objective bias: above 1 the model says "they" alone, has no bias left, and is not chosen."""
 

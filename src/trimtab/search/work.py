@@ -112,7 +112,14 @@ class Worker:
         for trial in self.notes.front():
             held = trial.user_attrs[MEASURED]
             rivals += [Rival(tuple(values), held["shares"]) for n, values in held["parts"] if n == part.items]
-        return self.scorer.hopeless(part, rivals)
+        told = [
+            tuple(values)
+            for trial in self.notes.trials()
+            if REPEAT not in trial.user_attrs and MEASURED in trial.user_attrs
+            for n, values in trial.user_attrs[MEASURED]["told"]
+            if n == part.items
+        ]
+        return self.scorer.outdone(part, told) or self.scorer.hopeless(part, rivals)
 
     def _steering(self, setting: Setting, contrast: Contrast) -> Steering:
         key = key_of(setting, contrast, strength=False)
@@ -126,6 +133,7 @@ class Worker:
     def _answer(self, trial: Any, parts: list[Measured], begun: float) -> Any:
         last = parts[-1]
         stopped = len(parts) < len(self.scorer.parts)
+        told = [self.scorer.told(p) for p in parts]
         trial.set_user_attr(
             MEASURED,
             {
@@ -136,10 +144,10 @@ class Worker:
                 "lost": last.lost[0],
                 "figures": last.figures,
                 "parts": [[p.items, list(p.values)] for p in parts],
+                "told": [[p.items, list(values)] for p, values in zip(parts, told, strict=True)],
                 "shares": "" if stopped or len(self.scorer.parts) == 1 else packed(last.records),
             },
         )
-        told = [self.scorer.told(p) for p in parts]
         if len(self.scorer.aims) > 1:
             return told[-1]
         for part, values in zip(parts, told, strict=True):
