@@ -328,9 +328,9 @@ def main() -> None:
     args = parser.parse_args()
     out = Path(args.out)
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    wanted = itertools.product(args.models.split(","), args.tasks.split(","), seeds, args.methods.split(","))
+    wanted = itertools.product(args.models.split(","), seeds, args.tasks.split(","), args.methods.split(","))
     models: dict[str, SteerableModel] = {}
-    for name, task_name, seed, method in () if args.table else wanted:
+    for name, seed, task_name, method in () if args.table else wanted:
         label = f"{name.replace(':', '-')}.{task_name}.{seed}"
         file = out / f"{label}.{method}.json"
         if file.exists() or (method in UNDRAWN and seed != seeds[0]):
@@ -339,11 +339,12 @@ def main() -> None:
             models = {name: trimtab.load(name)}
         task = trimtab.task(TASKS[task_name], data=args.data, seed=seed)
         case = Case(models[name], task, task_name, seed, out / "learned" / label)
+        begun = time.monotonic()
         found = run(case, method, (args.validation, args.test))
         unit = {"model": name, "task": task_name, "seed": seed, **found}
         write_whole(file, (json.dumps(unit, indent=1) + "\n").encode())
         told = ", ".join(f"{100 * found['left'][f'{c:g}']['value']:.0f} % left at cost {c:g}" for c in COSTS)
-        print(f"{file.stem}: area {found['area']['value']:.2f}, {told}", flush=True)
+        print(f"{file.stem}: area {found['area']['value']:.2f}, {told}, {time.monotonic() - begun:.0f} s", flush=True)
     print(table(out))
 
 

@@ -633,7 +633,7 @@ def _settings(args: argparse.Namespace, learner: Any) -> dict[str, Any]:
 
     kinds = {f.name: f.type if isinstance(f.type, str) else f.type.__name__ for f in fields(learner)}
     given = {k: str(v) for k in kinds if (v := getattr(args, k, None)) is not None}
-    if args.sites is not None and "sites" not in kinds:
+    if getattr(args, "sites", None) is not None and "sites" not in kinds:
         raise UsageError(f"{args.method} has no sites to choose")
     for pair in args.set or ():
         name, equals, value = pair.partition("=")
@@ -796,7 +796,10 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
             if name == "dso" else "folder for the steering",
         )  # fmt: skip
         method.add_argument("--force", action="store_true", help="replace a finished steering in --out")
-        method.add_argument("--sites", help="site pattern; default: the learner's own")
+        if name == "lora":
+            method.add_argument("--targets", help="modules to adapt: attention, all-linear, or names parted by commas")
+        else:
+            method.add_argument("--sites", help="site pattern; default: the learner's own")
         if name == "dso":
             _dso_options(method)
         elif name not in learners.FROM_TASKS:
