@@ -33,6 +33,7 @@ import numpy as np
 
 import trimtab
 from trimtab import artifact, contrasts, ensemble, frontier, metrics
+from trimtab.errors import UsageError
 from trimtab.evaluate import INSTRUCTION, Evaluation, evaluate
 from trimtab.learners.lora import LoRA
 from trimtab.model import SteerableModel
@@ -131,9 +132,18 @@ def lora(case: Case) -> Iterator[Variant]:
 
 
 def lineas(case: Case) -> Iterator[Variant]:
+    """At the published learning rate, and where that diverges at a tenth of it and so on, as the refusal advises."""
     kind = trimtab.LinEAS(steps=STEPS[case.name])
-    made = case.once("lineas", partial(_fitted, kind, case))
-    yield Variant(f"{kind.steps} steps", made, stops(1, 1.0))
+
+    def fit() -> Steering:
+        for fall in range(4):
+            try:
+                return _fitted(replace(kind, learning_rate=kind.learning_rate / 10**fall), case)
+            except UsageError as error:
+                print(f"{case.learned.name}: {error}", flush=True)
+        raise UsageError("LinEAS diverges at every learning rate tried")
+
+    yield Variant(f"{kind.steps} steps", case.once("lineas", fit), stops(1, 1.0))
 
 
 def _fitted(learner: Any, case: Case) -> Steering:
