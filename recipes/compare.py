@@ -136,7 +136,7 @@ def lineas(case: Case) -> Iterator[Variant]:
     kind = trimtab.LinEAS(steps=STEPS[case.name])
 
     def fit() -> Steering:
-        for fall in range(4):
+        for fall in range(7):
             try:
                 return _fitted(replace(kind, learning_rate=kind.learning_rate / 10**fall), case)
             except UsageError as error:
