@@ -672,3 +672,19 @@ def test_an_item_too_large_for_memory_says_so(llama):
             llama.score([item("One of them said:", "A", "Bee")])
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize(("positions", "words"), [(3, 50), (300, 5000), (257, 2048), (1, 4097)])
+def test_nll_and_kl_by_tiles_are_those_of_whole_rows(positions, words):
+    """Against float64 over all words at once, where positions and words do and do not fill their tiles."""
+    draw = torch.Generator().manual_seed(positions)
+    head = torch.nn.Linear(8, words, bias=False)
+    head.weight.data = torch.randn(words, 8, generator=draw)
+    h, base = (torch.randn(positions, 8, generator=draw) for _ in range(2))
+    targets = torch.randint(words, (positions,), generator=draw)
+    nll, kl = scoring.nll_and_kl(scoring.Readout(head, object()), h, base, targets)
+    p, q = ((x.double() @ head.weight.double().T).log_softmax(-1) for x in (h, base))
+    assert torch.allclose(nll, -p.gather(1, targets[:, None]).squeeze(1), atol=1e-4)
+    assert torch.allclose(kl, (p.exp() * (p - q)).sum(-1), atol=1e-4)
+    same = scoring.nll_and_kl(scoring.Readout(head, object()), h, h, targets)[1]
+    assert not same.any()

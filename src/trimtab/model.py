@@ -522,9 +522,12 @@ class SteerableModel:
         self, texts: Sequence[str], hidden: Sequence[Float[Tensor, "_ dim"]], base: Sequence[Float[Tensor, "_ dim"]]
     ) -> list[tuple[int, float, float]]:
         """For each text its predicted tokens, `-log p` summed over them, and KL(hidden's || base's) summed."""
-        rows = [torch.tensor(r[1:], device=self.device) for r in self.tokens(texts)]
-        readout = self.readout
-        return [(len(r), *scoring.nll_and_kl(readout, h, b, r)) for r, h, b in zip(rows, hidden, base, strict=True)]
+        rows = [r[1:] for r in self.tokens(texts)]
+        lengths = [len(r) for r in rows]
+        targets = torch.tensor([t for r in rows for t in r], dtype=torch.long, device=self.device)
+        nll, kl = scoring.nll_and_kl(self.readout, torch.cat(list(hidden)), torch.cat(list(base)), targets)
+        sums = ([float(part.sum()) for part in x.split(lengths)] for x in (nll, kl))
+        return list(zip(lengths, *sums, strict=True))
 
     # -- learning
 

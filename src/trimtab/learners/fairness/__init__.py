@@ -297,7 +297,7 @@ class Fairness:
         held = self.windows[:HELD_WINDOWS]
         _, hidden = self.scores([], [ids for ids, _ in held])
         nothing = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
-        return scoring.nll_and_kl(self.readout, hidden, torch.cat([h for _, h in held]), nothing)[1] / len(hidden)
+        return float(scoring.nll_and_kl(self.readout, hidden, torch.cat([h for _, h in held]), nothing)[1].mean())
 
 
 def split_of(items: Task | Sequence[Item], split: str) -> list[Item]:
