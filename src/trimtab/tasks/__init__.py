@@ -16,7 +16,8 @@ from pathlib import Path
 from trimtab.errors import TaskError, TrimtabError
 from trimtab.types import Task
 
-Loader = Callable[[str, str | Path | None, int | None], Task]
+Loader = Callable[..., Task]
+"""(argument, data folder, seed) -> Task; those of SKIPPING take `skip_bad` as well."""
 
 GROUP = "trimtab.tasks"
 
@@ -85,18 +86,24 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
 """Name -> where its loader is, one line about it, and whom to cite under which licence."""
 
 
-def load_task(spec: str, *, data: str | Path | None = None, seed: int | None) -> Task:
+SKIPPING = ("jsonl",)
+"""Tasks that refuse images that cannot be read when they are loaded, unless told that they will be left out."""
+
+
+def load_task(spec: str, *, data: str | Path | None = None, seed: int | None, skip_bad: bool = False) -> Task:
     """The task that `spec` names, e.g. "pronoun", "coreference:listed:type1" or "jsonl:items.jsonl".
 
     `data` is the folder of benchmark data (see source.py); `seed` draws the division of tasks whose split is
-    neither fixed nor given. A built-in name wins over an entry point of the same name.
+    neither fixed nor given. With `skip_bad` items whose image cannot be read stay in the task, for `evaluate` to leave
+    out and name. A built-in name wins over an entry point of the same name.
 
     Raises TaskError for an unknown task and for an entry point that does not load or does not return a Task.
     """
     name, _, argument = spec.partition(":")
     plugins = _plugins()
     if name in BUILT_IN:
-        return _resolve(BUILT_IN[name][0])(argument, data, seed)
+        more = {"skip_bad": True} if skip_bad and name in SKIPPING else {}
+        return _resolve(BUILT_IN[name][0])(argument, data, seed, **more)
     if name not in plugins:
         raise TaskError(_unknown(spec, name, [*BUILT_IN, *plugins]))
     point = plugins[name]
