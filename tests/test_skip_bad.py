@@ -88,7 +88,7 @@ def test_a_run_does_not_go_on_with_other_items(llama, neutral_file, gone, tmp_pa
 
 
 def test_nothing_left_is_an_error(llama, neutral_file, gone):
-    with pytest.raises(TaskError, match="none of its .* items shows an image that can be opened"):
+    with pytest.raises(TaskError, match=r"none of its .* items shows an image that can be opened"):
         run(llama, showing(tiny_task(12, 12), gone, 1000), neutral_file, skip_bad=True)
 
 

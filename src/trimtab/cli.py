@@ -457,7 +457,7 @@ def _list_tasks(args: argparse.Namespace) -> None:
     from trimtab.tasks import describe
 
     for name, line, source in describe():
-        print(f"{name:14} {line}\n{'':14} {source}")
+        print(f"{name:22} {line}\n{'':22} {source}")
 
 
 def _fetch(args: argparse.Namespace) -> None:

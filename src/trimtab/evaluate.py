@@ -458,7 +458,7 @@ def _chosen(task: Task, split: str, limit: int | None) -> list[Item]:
 
 
 def _with_bad_images(chosen: Mapping[str, Sequence[Item]]) -> tuple[Skipped, ...]:
-    """Items of which an image cannot be opened, each file tried once. What a room draws is not tried: it has no file."""
+    """Items of which an image cannot be opened, each file tried once; what a room draws is no file, and not tried."""
     found: list[Skipped] = []
     reasons: dict[Picture, str] = {}
     for name, items in chosen.items():

@@ -1,7 +1,7 @@
 """The room that opens pictures: a `Picture` in, pixels in RGB out, or one sentence on why not.
 
-A picture's source is the path of a file, or SCHEME:WORDS of a room that draws (SCHEMES). A file is measured before it is
-decoded, so that a few bytes that unpack to gigapixels cost nothing.
+A picture's source is the path of a file, or SCHEME:WORDS of a room that draws (SCHEMES). A file is measured before it
+is decoded, so that a few bytes that unpack to gigapixels cost nothing.
 
 What is done to a file's pixels is defined, because skin tones are among the things that are measured:
 
@@ -81,8 +81,8 @@ def drawn(picture: Picture) -> bool:
 def opened(picture: Picture, *, item: str | None = None) -> Image:
     """The picture's pixels: a PIL image in mode RGB, decoded, upright, at least 1 x 1.
 
-    `item` is named in refusals. Raises BadItem, one sentence with the file and what is wrong with it, for a file that is
-    missing, empty, not an image of FORMATS, cut off, beyond PIXELS or BYTES, of zero width or height, animated, of a
+    `item` is named in refusals. Raises BadItem, one sentence with the file and what is wrong with it, for a file that
+    is missing, empty, not an image of FORMATS, cut off, beyond PIXELS or BYTES, of zero width or height, animated, of a
     mode that is refused (the table above), or changed since its digest was taken; MissingExtra without Pillow.
     """
     image_module = _pillow()

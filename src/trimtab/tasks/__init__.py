@@ -57,6 +57,36 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
         "stereotype, anti-stereotype or neither: stereoset[:intersentence|:intrasentence]",
         "StereoSet, Nadeem et al., ACL 2021; CC BY-SA 4.0",
     ),
+    "pairs": (
+        "trimtab.tasks.pairs:from_argument",
+        "parallel pictures of people, by gender and skin tone: pairs[:chat][:gender|:skin]",
+        "PAIRS, Fraser and Kiritchenko, EACL 2024; CC BY 4.0; not for training",
+    ),
+    "social-counterfactuals": (
+        "trimtab.tasks.social_counterfactuals:from_argument",
+        "who of two people it is, and what one person is: social-counterfactuals[:chat][:SETS]",
+        "SocialCounterfactuals, Howard et al., CVPR 2024; MIT",
+    ),
+    "visogender": (
+        "trimtab.tasks.visogender:from_argument",
+        "his or her, of people in pictures: visogender[:chat]",
+        "VisoGender, Hall et al., NeurIPS 2023; see its LICENCE",
+    ),
+    "genderbias-vl": (
+        "trimtab.tasks.genderbias_vl:from_argument",
+        "an occupation, with the gender turned: genderbias-vl[:v|:vl][:chat][:N]",
+        "GenderBias-VL, Xiao et al. 2024; CC BY-NC 4.0",
+    ),
+    "mmmu": (
+        "trimtab.tasks.mmmu:from_argument",
+        "college questions about pictures: mmmu[:chat][:SUBJECT+SUBJECT]",
+        "MMMU, Yue et al., CVPR 2024; Apache-2.0",
+    ),
+    "vqa": (
+        "trimtab.tasks.vqa:from_argument",
+        "questions about photographs, closed: vqa[:four][:chat]",
+        "VQA, Goyal et al., CVPR 2017; annotations CC BY 4.0",
+    ),
     "mmlu": (
         "trimtab.tasks.mmlu:from_argument",
         "knowledge of 57 subjects: mmlu[:letters|:cloze][:SUBJECT+SUBJECT][:Nshot]",
