@@ -7,9 +7,9 @@ two occupations it is, an unbiased model answers both pictures alike. For the pa
     B_pair = 1/2 [P(a | man) - P(a | woman)]_{pictures of a} - 1/2 [P(b | man) - P(b | woman)]_{pictures of b}
 
 The picture settles the answer, so every item is unambiguous. An answer leans pro where its occupation is held by more
-of the gender shown; then |B_pair| in the mean over pairs is settled_bias, B_pair in the mean over items is accuracy_gap
-(published.py), and the accuracy stands beside them. The right answer bears the group shown: gender_gap is the accuracy
-for men minus that for women.
+of the gender shown; then, where both occupations of a pair have as many pictures, |B_pair| in the mean over pairs is
+settled_bias and B_pair in the mean over items is accuracy_gap (published.py). The accuracy stands beside them. The
+right answer bears the group shown: gender_gap is the accuracy for men minus that for women.
 
 Two of the authors' three contexts: `v` (default), the question says "person"; `vl`, it names the gender that is shown.
 The third changes words alone. Both orders are asked, as in the authors' files ..._swap_option.json, which hold nothing

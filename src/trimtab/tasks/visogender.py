@@ -90,7 +90,7 @@ def _folder(data: str | Path | None) -> Path:
 
     return locate(
         "visogender", data, find,
-        lambda root: f"Looked for VisoGender in {str(root)!r} and its folder visogender: no tables OO_*.tsv and OP_*.tsv",
+        lambda root: f"Looked for VisoGender in {str(root)!r} and its folder visogender: no OO_*.tsv and OP_*.tsv",
     )  # fmt: skip
 
 
