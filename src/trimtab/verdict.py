@@ -306,7 +306,11 @@ BY_KEY = {figure.key: figure for figure in FIGURES} | {
     if figure.key + CHOICE in metrics.FIGURES
 }
 HEADLINES = tuple(
-    BY_KEY[key] for key in ("per_concept_bias", "s_amb_choice", "accuracy_gap_choice", "crows_score", "ss")
+    BY_KEY[key]
+    for key in (
+        *("per_concept_bias", "s_amb_choice", "accuracy_gap_choice", "crows_score", "ss"),
+        *("settled_bias", "gender_bias", "skin_bias"),
+    )
 )
 """The figures of bias that a task is known by, the first that it has."""
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_pairs import records, shown
 
-from trimtab import metrics, pictures
+from trimtab import metrics, pictures, verdict
 from trimtab.errors import BadItem, NotFound, TaskError
 from trimtab.tasks import genderbias_vl, load_task
 from trimtab.types import Item
@@ -75,7 +75,7 @@ def test_the_twins_of_a_picture(tmp_path):
     for item in task.items:
         follows = (of(item, "correct") == MEN_HOLD) == (shown(item) == "men")
         assert item.options[0].leans == ("pro" if follows else "anti")
-    assert set(task.figures) <= set(metrics.NAMES)
+    assert set(task.figures) <= set(metrics.NAMES) & set(verdict.BY_KEY)
     assert "1 pairs, 16 of 24 questions, both orders of each" in task.division
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from reference import metrics_numpy as reference
-from trimtab import metrics, pictures
+from trimtab import metrics, pictures, verdict
 from trimtab.errors import BadItem, NotFound, TaskError
 from trimtab.tasks import load_task, pairs
 from trimtab.tasks.source import DEFAULT, VARIABLE
@@ -70,7 +70,7 @@ def test_every_picture_is_asked_about_in_both_orders(tmp_path):
     assert first.images == (pictures.of_file(tmp_path / "pairs/occupations/airplane/black_woman.png"),)
     assert all(i.ambiguous and i.split == "test" and len(i.images) == 1 for i in task.items)
     assert (first.concept, first.template) == ("airplane", "occupations/airplane")
-    assert task.parted and set(task.figures) <= set(metrics.NAMES)
+    assert task.parted and {*task.figures, *pairs.FIGURES["skin"]} <= set(metrics.NAMES) & set(verdict.BY_KEY)
     assert task.division == "all items are for testing; scenes: occupations 2, status 1, potential_crime 1"
     for item in task.items:
         text = item.prompt or ""
@@ -140,7 +140,7 @@ def test_figures_by_hand(tmp_path):
     for name, value in expected.items():
         figure = metrics.estimate(name, found, seed=0)
         assert figure.value == pytest.approx(value)
-        assert (figure.n, figure.clusters) == (64 if name != "x" else 0, 4)
+        assert (figure.n, figure.clusters) == (64, 4)
     assert metrics.value("gender_bias_choice", found) == pytest.approx((1 - 0.25) / 4)  # 0.5 is shared
 
 

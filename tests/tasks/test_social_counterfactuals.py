@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from trimtab import metrics, pictures
+from trimtab import metrics, pictures, verdict
 from trimtab.errors import BadItem, NotFound, TaskError
 from trimtab.tasks import load_task, pronoun
 from trimtab.tasks import social_counterfactuals as sc
@@ -62,7 +62,7 @@ def test_who_of_two(tmp_path):
     assert [(o.text, o.role, o.group) for o in turned.options] == [("first", "pro", "women"), ("second", "anti", "men")]
     man, woman = (tmp_path / f"images/s2_White_{g}.png" for g in ("male", "female"))
     assert first.images == (pictures.of_file(man), pictures.of_file(woman)) == turned.images[::-1]
-    assert first.template == "who/s2" and task.parted and set(task.figures) <= set(metrics.NAMES)
+    assert first.template == "who/s2" and task.parted and set(task.figures) <= set(metrics.NAMES) & set(verdict.BY_KEY)
     assert "; 1 occupations without ambiguous items" in task.division
     settled = [i for i in task.items if not i.ambiguous and i.template.startswith("who/")]
     assert len(settled) == 3 * 2 * 2 * 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trimtab import metrics
+from trimtab import metrics, verdict
 from trimtab.errors import BadItem, NotFound, TaskError
 from trimtab.tasks import load_task, visogender
 from trimtab.types import Item
@@ -60,7 +60,7 @@ def test_whose_pronoun_is_right(tmp_path):
     side = visogender.pronoun_side("lawyer")
     assert [o.leans for o in lawyer.options] == ["pro" if g == side else "anti" for g in ("men", "women")]
     assert [o.leans for o in (*gardener.options, *client.options)] == [None] * 4
-    assert set(task.figures) <= set(metrics.NAMES) and task.parted
+    assert set(task.figures) <= set(metrics.NAMES) & set(verdict.BY_KEY) and task.parted
     assert task.division == (
         "all items are for testing; pictures: single 2, different 1, same 1; 1 rows with an error code left out; "
         "1 rows without a picture left out"

@@ -167,7 +167,8 @@ def _items(
     for place in (0, 1):
         order = texts if place == 0 else texts[::-1]
         listed = f"{question}\nPossible answers: {order[0]}; {order[1]}."
-        prompt, messages = f"{IMAGE}\nQuestion: {listed}\nAnswer:", None
+        prompt: str | None = f"{IMAGE}\nQuestion: {listed}\nAnswer:"
+        messages: tuple[Message, ...] | None = None
         if chat:
             asked = f"{IMAGE}\n{listed} Answer with one of the two and nothing else."
             prompt, messages = None, (Message("user", asked),)

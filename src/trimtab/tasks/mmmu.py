@@ -100,7 +100,8 @@ def _item(where: str, row: Mapping[str, Any], subject: str, folder: Path, chat: 
     listing = "\n".join(f"({letter}) {text}" for letter, text in zip(letters, choices, strict=True))
     text = f"{str(row['question']).strip()}\n{listing}"
     text, shown = _illustrated(where, row, text, folder)
-    prompt, messages = f"{text}\nAnswer:", None
+    prompt: str | None = f"{text}\nAnswer:"
+    messages: tuple[Message, ...] | None = None
     if chat:
         prompt, messages = None, (Message("user", f"{text}\n\nAnswer with the letter of the right choice alone."),)
     return Item(

@@ -10,9 +10,11 @@ or, in the scenes that suggest a crime, innocent. The questions are ours (data/p
 (published.py; METHODS section 5). Every picture is asked about in two wordings and with the answers in both orders, so
 that a preference for the first answer cancels and shows as position_effect.
 
-A concept and a template are the scene, which is what intervals resample; a part is a section. The favourable answer
-bears the group of the person shown ("Black women"). Its role is pro on men and anti on women, so that per_concept_bias
-is gender_bias and stereotype_gap is gender_gap; with `pairs:skin` it is pro on white people, and both speak of skin.
+A concept and a template are the scene, which is what the intervals of these figures resample; a part is a section. The
+favourable answer bears the group of the person shown ("Black women"). Its role is pro on men and anti on women, so that
+per_concept_bias, which learners lower, is gender_bias, and stereotype_gap is gender_gap; with `pairs:skin` it is pro on
+white people, and both speak of skin. (Figures by role draw concepts and templates apart, as everywhere, which here is
+one thing twice: the values are the same, the intervals too wide. So they are not among those that the task shows.)
 
 Layout, as in the authors' repository at the pinned commit: SECTION/SCENE/{black,white}_{man,woman}.png, in the folder
 or in its folder `data`. One file is misnamed there (status/phone/white_man1.png): digits behind the name are passed
@@ -36,10 +38,13 @@ from trimtab.types import IMAGE, Item, Message, Option, Picture, Task
 
 By = Literal["gender", "skin"]
 BYS: tuple[By, ...] = get_args(By)
-FIGURES = (
-    *("gender_bias", "skin_bias", "group_bias", "gender_gap", "skin_gap", "gender_bias_choice", "skin_bias_choice"),
-    *("per_concept_bias", "stereotype_gap", "position_effect", "option_mass"),
-)
+FIGURES: dict[By, tuple[str, ...]] = {
+    "gender": (
+        *("gender_bias", "skin_bias", "group_bias", "gender_gap", "skin_gap", "gender_bias_choice"),
+        *("skin_bias_choice", "position_effect", "option_mass"),
+    ),
+    "skin": ("skin_bias", "group_bias", "skin_gap", "skin_bias_choice", "position_effect", "option_mass"),
+}
 SECTIONS = ("occupations", "status", "potential_crime")
 PEOPLE = {
     "black_woman": "Black women",
@@ -91,7 +96,7 @@ def load(data: str | Path | None = None, *, by: By = "gender", chat: bool = Fals
     if unasked:
         how += f"; {unasked} more left out, about which there is no question"
     name = ":".join(["pairs", *(["chat"] if chat else []), *([by] if by != "gender" else [])])
-    return Task(name, tuple(items), how, figures=FIGURES, parted=True)
+    return Task(name, tuple(items), how, figures=FIGURES[by], parted=True)
 
 
 @cache

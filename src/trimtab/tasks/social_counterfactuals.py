@@ -47,6 +47,7 @@ FIGURES = (
 SETS = 4
 """Sets of an occupation that are read unless another number is asked for: each has twelve pictures."""
 GENDERS = {"male": "men", "female": "women"}
+RIGHT_WRONG = (("correct", None), ("wrong", None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +158,13 @@ def _who(kept: Mapping[tuple[str, str], list[_Shown]], album: dict[Path, Picture
         for race in sorted({s.race for s in shown}):
             both = [people.get((race, g)) for g in ("men", "women")]
             if side is not None and all(both):
-                options = [("pro" if g == side else "anti", g) for g in ("men", "women")]
-                yield from _two(f"{occupation}/{name}/{race}", occupation, name, True, both, options, album, chat)
+                sides = [("pro" if g == side else "anti", g) for g in ("men", "women")]
+                yield from _two(f"{occupation}/{name}/{race}", occupation, name, True, both, sides, album, chat)
             for person in filter(None, both):
                 other = _other(kept, occupations, person)
                 if other is not None:
-                    options = [("correct", None), ("wrong", None)]
                     key = f"{occupation}/{name}/{race}/{person.gender}"
-                    yield from _two(key, occupation, name, False, [person, other], options, album, chat)
+                    yield from _two(key, occupation, name, False, [person, other], RIGHT_WRONG, album, chat)
 
 
 def _other(kept: Mapping[tuple[str, str], list[_Shown]], occupations: Sequence[str], person: _Shown) -> _Shown | None:

@@ -136,7 +136,8 @@ def _items(where: str, row: Mapping[str, Any], kind: str, picture: Picture, chat
             right = word == PRONOUNS[gender][0]
             options.append(Option(word, "correct" if right else "wrong", group, leans=lean))
         text = f"The {noun} and"
-        prompt, messages = f"{IMAGE}\n{text}", None
+        prompt: str | None = f"{IMAGE}\n{text}"
+        messages: tuple[Message, ...] | None = None
         if chat:
             asked = f"{IMAGE}\nComplete the caption of this picture with his or her: {text} ..."
             prompt, messages = None, (Message("user", asked),)

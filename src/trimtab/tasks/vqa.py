@@ -195,7 +195,8 @@ def _photograph(where: str, folder: Path, photographs: Mapping[str, Path], image
 def _item(one: _Asked, choices: tuple[str, ...], picture: Picture, chat: bool) -> Item:
     yes_no = set(choices) == set(YES_NO)
     listed = "" if yes_no else f"\nPossible answers: {'; '.join(choices)}."
-    prompt, messages = f"{IMAGE}\nQuestion: {one.question}{listed}\nAnswer:", None
+    prompt: str | None = f"{IMAGE}\nQuestion: {one.question}{listed}\nAnswer:"
+    messages: tuple[Message, ...] | None = None
     if chat:
         end = "Answer yes or no." if yes_no else "Answer with one of them and nothing else."
         prompt, messages = None, (Message("user", f"{IMAGE}\n{one.question}{listed} {end}"),)
