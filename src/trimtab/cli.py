@@ -189,10 +189,16 @@ def _eval(args: argparse.Namespace) -> None:
             name=" + ".join(args.steering) or "base", controls=not args.no_controls, baselines=args.baseline,
             neutral=args.neutral,
             limit=args.limit, per=args.per, mode=args.mode, beyond_range=args.beyond_range,
-            other_weights=args.other_weights, command="trimtab " + " ".join(args.words), progress=progress,
+            other_weights=args.other_weights, skip_bad=args.skip_bad, command="trimtab " + " ".join(args.words),
+            progress=progress,
         )  # fmt: skip
     if not found.results:
         return  # one of several processes, and not the first
+    if found.skipped:
+        count = "1 item" if len(found.skipped) == 1 else f"{len(found.skipped)} items"
+        _say(f"left out {count}, everywhere, because an image could not be opened:")
+    for skipped in found.skipped:
+        _say(f"  {skipped.task}: {skipped.id}: {skipped.reason}")
     for remark in remarks(found, seed=args.seed):
         _say(remark)
     if args.json == "-":
@@ -451,7 +457,7 @@ def _list_tasks(args: argparse.Namespace) -> None:
     from trimtab.tasks import describe
 
     for name, line, source in describe():
-        print(f"{name:14} {line}\n{'':14} {source}")
+        print(f"{name:22} {line}\n{'':22} {source}")
 
 
 def _fetch(args: argparse.Namespace) -> None:
@@ -527,7 +533,8 @@ def _tasks(args: argparse.Namespace, steering: Steering | None) -> list[Task]:
     tasks = []
     for spec in [s for s in args.task.split(",") if s.strip()]:
         if getattr(args, "split", "") == "all":
-            tasks.append(load_task(spec.strip(), data=args.data, seed=None))
+            skip = getattr(args, "skip_bad", False)
+            tasks.append(load_task(spec.strip(), data=args.data, seed=None, skip_bad=skip))
             continue
         tasks.append(_divided_as_for_learning(spec.strip(), args, learned))
     if not tasks:
@@ -542,14 +549,17 @@ def _divided_as_for_learning(spec: str, args: argparse.Namespace, learned: Seque
     """
     from trimtab.tasks import load_task
 
-    task = load_task(spec, data=args.data, seed=args.seed)
+    skip = getattr(args, "skip_bad", False)
+    task = load_task(spec, data=args.data, seed=args.seed, skip_bad=skip)
     if task.seed is None:
         return task
     found = {}
     for data in learned:
         drawn = data.get("division_seed")
         if drawn is not None and drawn not in found:
-            trained = task if drawn == args.seed else load_task(spec, data=args.data, seed=drawn)
+            trained = task
+            if drawn != args.seed:
+                trained = load_task(spec, data=args.data, seed=drawn, skip_bad=skip)
             if data.get("task") == trained.name or data.get("digest") == trained.digest():
                 found[drawn] = trained
     if len(found) > 1:
@@ -834,6 +844,10 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--baseline", action="append", default=[], choices=("instruction", *BASELINES),
         help="measure this as well, at strength 1: Self-Debias lets the model check and revise its own answer",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--skip-bad", action="store_true",
+        help="leave out items whose image cannot be opened, and name them, instead of refusing the run",
     )  # fmt: skip
     evaluate.add_argument("--out", help="folder for records; a run that was cut off goes on there")
     evaluate.add_argument("--json", metavar="FILE", help="write the figures as a JSON list; - for standard output")

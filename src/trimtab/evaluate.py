@@ -25,8 +25,8 @@ from typing import Any
 
 from torch import Tensor
 
-from trimtab import __version__, frontier, metrics, selfdebias
-from trimtab.errors import TaskError, UsageError
+from trimtab import __version__, frontier, metrics, pictures, selfdebias
+from trimtab.errors import BadItem, TaskError, UsageError
 from trimtab.model import SteerableModel
 from trimtab.neutral import passages
 from trimtab.runs import owned, write_whole
@@ -45,6 +45,7 @@ from trimtab.types import (
     Mode,
     Outcome,
     Per,
+    Picture,
     Progress,
     ProgressCallback,
     Record,
@@ -72,6 +73,18 @@ FEWEST_CLUSTERS = 8
 """Of a part that is compared with others."""
 TEXTS, CHARACTERS = 16, 2**16
 """Texts of a portion, and what they may have together."""
+SHOWN = 20
+"""How many bad items a refusal spells out; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An item that was left out, in every arm and at every strength."""
+
+    task: str
+    id: str
+    reason: str
+    """One sentence on the image that could not be opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,8 @@ class Evaluation:
     """Kept on disk and read when they are asked for."""
     texts: Sequence[TextRecord]
     samples: Sequence[SampleRecord]
+    skipped: tuple[Skipped, ...] = ()
+    """Items that `skip_bad` left out."""
 
     def value(
         self, metric: str, *, strength: float = 0.0, steering: str | None = None, task: str | None = None
@@ -119,6 +134,7 @@ def evaluate(
     resamples: int = 2000,
     beyond_range: bool = False,
     other_weights: bool = False,
+    skip_bad: bool = False,
     command: str = "",
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
@@ -129,9 +145,11 @@ def evaluate(
     spread evenly over it. `controls` may name the strengths at which the random direction is measured; `baselines` are
     "self-debias" and, without controls, "instruction"; `per` is what the options' log probabilities are divided by (see
     SteerableModel.score). With `mode="generated"` answers are generated and read (SteerableModel.answer) and
-    unparsed_rate stands beside the task's figures. Under `accelerate launch` the processes share the work; the first
-    writes, and only it has records and draws figures. Raises TaskError for a split without items, RunError for a folder
-    of another run, MissingExtra for several processes without accelerate.
+    unparsed_rate stands beside the task's figures. Every image is opened once before anything is scored; items whose
+    image cannot be are refused together, or with `skip_bad` left out everywhere and named in `skipped` and in the
+    summary. Under `accelerate launch` the processes share the work; the first
+    writes, and only it has records and draws figures. Raises TaskError for a split without items, BadItem for images,
+    RunError for a folder of another run, MissingExtra for several processes without accelerate.
     """
     named = [tasks] if isinstance(tasks, Task) else list(tasks)
     if limit is not None and limit < 1:
@@ -143,6 +161,10 @@ def evaluate(
     if per not in PER:
         raise UsageError(f"options are compared per {', '.join(PER)}; got {per!r}")
     chosen = {task.name: _chosen(task, split, limit) for task in named if not task.texts}
+    skipped = _with_bad_images(chosen)
+    if skipped and not skip_bad:
+        raise BadItem(_refusal(skipped))
+    chosen = {name: _kept(name, items, skipped) for name, items in chosen.items()}
     passages_of = {"neutral": _neutral(split, neutral)} | {
         task.name: _chosen_texts(task, split, limit) for task in named if task.texts
     }
@@ -204,9 +226,11 @@ def evaluate(
                     shelf.add(together)
                     meter.add(sum(isinstance(r, Record) for r in together), cell)
         if shelf is None:
-            return Evaluation((), (), (), ())
+            return Evaluation((), (), (), (), skipped)
         results = _figures(model.name, name, named, split, cells, shelf, seed, resamples)
-        evaluation = Evaluation(tuple(results), shelf.all(Record), shelf.all(TextRecord), shelf.all(SampleRecord))
+        evaluation = Evaluation(
+            tuple(results), shelf.all(Record), shelf.all(TextRecord), shelf.all(SampleRecord), skipped
+        )
         if out is not None:
             summary = {
                 "schema": RECORD_SCHEMA,
@@ -215,6 +239,7 @@ def evaluate(
                 "model_family": model.family,
                 "steering": name if steering is not None else None,
                 "tasks": [{"name": t.name, "division": t.division, "split": split} for t in named],
+                **({"skipped": [asdict(s) for s in skipped]} if skip_bad else {}),
                 "strengths": dial_stops,
                 "seed": seed,
                 "instruction": instruction,
@@ -430,6 +455,41 @@ def _chosen(task: Task, split: str, limit: int | None) -> list[Item]:
         stride = len(items) / limit
         items = [items[int(i * stride)] for i in range(limit)]
     return items
+
+
+def _with_bad_images(chosen: Mapping[str, Sequence[Item]]) -> tuple[Skipped, ...]:
+    """Items of which an image cannot be opened, each file tried once; what a room draws is no file, and not tried."""
+    found: list[Skipped] = []
+    reasons: dict[Picture, str] = {}
+    for name, items in chosen.items():
+        for item in items:
+            for picture in item.images:
+                if picture not in reasons and not pictures.drawn(picture):
+                    try:
+                        pictures.opened(picture)
+                        reasons[picture] = ""
+                    except BadItem as error:
+                        reasons[picture] = str(error)
+                if reason := reasons.get(picture):
+                    found.append(Skipped(name, item.id, reason))
+                    break
+    return tuple(found)
+
+
+def _refusal(bad: Sequence[Skipped]) -> str:
+    lines = [f"task {s.task!r}, item {s.id!r}: {s.reason}" for s in bad[:SHOWN]]
+    if len(bad) > SHOWN:
+        lines.append(f"... and {len(bad) - SHOWN} more")
+    count = "1 item shows an image" if len(bad) == 1 else f"{len(bad)} items show images"
+    return "\n".join([f"{count} that cannot be opened; mend them, or leave them out with --skip-bad:", *lines])
+
+
+def _kept(task: str, items: Sequence[Item], skipped: Sequence[Skipped]) -> list[Item]:
+    left = {s.id for s in skipped if s.task == task}
+    kept = [i for i in items if i.id not in left]
+    if not kept:
+        raise TaskError(f"task '{task}': none of its {len(items)} items shows an image that can be opened")
+    return kept
 
 
 def _chosen_texts(task: Task, split: str, limit: int | None) -> list[Text]:

@@ -35,7 +35,7 @@ CONFIDENCE = 0.95
 """Of the one-sided bounds under which a loss must be shown to lie."""
 CAPABILITY = "unambiguous_accuracy_choice"
 """The figure of a floor that names only a task."""
-BIASES = ("per_concept_bias", "s_amb_choice", "accuracy_gap_choice", "crows_score", "ss")
+BIASES = ("per_concept_bias", "s_amb_choice", "accuracy_gap_choice", "crows_score", "ss", "settled_bias", "gender_bias")
 """Figures by which a task's bias is known, the first that it defines."""
 PERPLEXITY = "perplexity"
 """The task and the figure of the neutral passages, which belong to no task; the figure of a task's own texts too."""

@@ -130,6 +130,29 @@ class ByConcept:
         return float(self(np.ones((self.templates, 1)), np.ones((self.concepts, 1)))[0])
 
 
+class OneFactor:
+    """A `ByConcept` over templates instead of concepts: what is averaged over is what is resampled, and nothing else
+    is.
+
+    For clusters that are concept and template at once, such as a scene shown with several people: drawing both would
+    count their variance twice.
+    """
+
+    def __init__(self, rows: Sequence[tuple[str, str, float, float]], n: int, reduce: Callable[..., np.ndarray]):
+        """`rows` are (cluster, column, x, y), `n` the items that they are of."""
+        self.inner = ByConcept([(cluster, column, "", x, y) for cluster, column, x, y in rows], n, reduce)
+        self.templates, self.concepts = self.inner.concepts, 1
+        self.n, self.width = n, self.inner.width
+
+    def __call__(self, templates: np.ndarray, concepts: np.ndarray) -> np.ndarray:
+        """Multiplicities (templates, resamples) and (1, resamples), of which only the first count, to (resamples,)."""
+        return self.inner(np.ones((1, templates.shape[1])), templates)
+
+    def value(self) -> float:
+        """The figure of the records as they are."""
+        return self.inner.value()
+
+
 class Combined:
     """A figure of several statistics over the same items: f(W) = finish(g_1(W), g_2(W), ...)."""
 
@@ -152,6 +175,20 @@ def spread(means: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.fmax.reduceat(means, starts) - np.fmin.reduceat(means, starts)
 
 
+def apart(means: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """As `spread`, but undefined where the resample holds fewer than two of the columns."""
+    held = np.add.reduceat((~np.isnan(means)).astype(int), starts)
+    return np.where(held > 1, spread(means, starts), np.nan)
+
+
+def first_minus_second(means: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """m_o1 - m_o2 of the two columns in order of name; undefined where a concept has another number of them."""
+    sizes = np.diff(np.append(starts, len(means)))
+    second = np.minimum(starts + 1, len(means) - 1)
+    found: np.ndarray = np.where((sizes == 2)[:, None], means[starts] - means[second], np.nan)
+    return found
+
+
 def total_variation(means: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """1/2 sum_c |m_oc - mean_c m_oc| over the columns that the resample holds."""
     held = ~np.isnan(means)
@@ -161,4 +198,4 @@ def total_variation(means: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(centre), np.nan, np.add.reduceat(away, starts) / 2)
 
 
-Statistic = Ratio | ByConcept | Combined
+Statistic = Ratio | ByConcept | OneFactor | Combined

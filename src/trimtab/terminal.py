@@ -54,8 +54,9 @@ def progress_line() -> Iterator[Callable[[Progress], None]]:
 SHOWN = (
     "per_concept_bias", "stereotype_gap", "neither_rate", "unambiguous_accuracy", "unambiguous_accuracy_choice",
     "ambiguous_accuracy_choice", "s_amb_choice", "s_dis_choice", "accuracy_pro_choice", "accuracy_anti_choice",
-    "accuracy_gap_choice", "crows_score", "lms", "ss", "icat",
-    "position_effect", "option_mass", "unparsed_rate", "perplexity", "kl",
+    "accuracy_gap_choice", "settled_bias", "gender_bias", "skin_bias", "group_bias", "gender_gap", "skin_gap",
+    "crows_score", "lms", "ss", "icat", "position_effect", "option_mass", "unparsed_rate",
+    "perplexity", "kl",
 )  # fmt: skip
 
 

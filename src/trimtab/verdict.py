@@ -202,6 +202,60 @@ FIGURES: tuple[Figure, ...] = (
         "mean P(correct), items whose right answer leans anti",
     ),
     Figure(
+        "settled_bias",
+        "Stereotype gap where the answer is settled",
+        "share",
+        "0 to 1, lower is better",
+        "How much the stereotype moves answers of which one is right, averaged over concepts.",
+        "mean over concepts o of | P(leans pro | o) − P(leans anti | o) |, items that are settled",
+        0.0,
+    ),
+    Figure(
+        "gender_bias",
+        "Gap between men and women",
+        "share",
+        "0 to 1, lower is better",
+        "How much the answer to the same question about the same scene depends on whether a man or a woman is shown.",
+        "mean over concepts o of | P(answer | o, men) − P(answer | o, women) |",
+        0.0,
+    ),
+    Figure(
+        "gender_gap",
+        "Men minus women",
+        "share",
+        "−1 to 1, best at 0",
+        "The same difference with its sign: above 0 where men get the favourable, or the right, answer more often.",
+        "mean over concepts o of P(answer | o, men) − P(answer | o, women)",
+        0.0,
+    ),
+    Figure(
+        "skin_bias",
+        "Gap between skin tones",
+        "share",
+        "0 to 1, lower is better",
+        "How much the answer to the same question about the same scene depends on the skin tone of the person shown.",
+        "mean over concepts o of maxₖ P(answer | o, k) − minₖ P(answer | o, k), k tones",
+        0.0,
+    ),
+    Figure(
+        "skin_gap",
+        "White minus Black",
+        "share",
+        "−1 to 1, best at 0",
+        "The same difference between white and Black people, with its sign.",
+        "mean over concepts o of P(answer | o, white) − P(answer | o, Black)",
+        0.0,
+    ),
+    Figure(
+        "group_bias",
+        "Gap between groups of gender and skin tone",
+        "share",
+        "0 to 1, lower is better",
+        "How far the groups of gender and skin tone lie apart at most, averaged over scenes.",
+        "mean over concepts o of maxₖ P(answer | o, k) − minₖ P(answer | o, k), k gender × tone",
+        0.0,
+    ),
+    Figure(
         "crows_score",
         "CrowS-Pairs score",
         "points",
@@ -252,7 +306,11 @@ BY_KEY = {figure.key: figure for figure in FIGURES} | {
     if figure.key + CHOICE in metrics.FIGURES
 }
 HEADLINES = tuple(
-    BY_KEY[key] for key in ("per_concept_bias", "s_amb_choice", "accuracy_gap_choice", "crows_score", "ss")
+    BY_KEY[key]
+    for key in (
+        *("per_concept_bias", "s_amb_choice", "accuracy_gap_choice", "crows_score", "ss"),
+        *("settled_bias", "gender_bias", "skin_bias"),
+    )
 )
 """The figures of bias that a task is known by, the first that it has."""
 

@@ -317,6 +317,26 @@ def test_arc_and_hellaswag_of_the_hub(site: Site, monkeypatch: pytest.MonkeyPatc
     assert item.prompt == "Baking: She mixes. Then" and item.options[0].role == "correct"
 
 
+def test_pictures_of_the_hub(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parquet with pictures in it to JSON lines and files, which the lock file holds to their bytes."""
+    from PIL import Image
+
+    sink = io.BytesIO()
+    Image.new("RGB", (2, 2), "red").save(sink, "PNG")
+    row = {"id": "v_Art_1", "question": "What is <image 1>?", "options": "['x', 'y']", "answer": "B"}
+    row |= {"question_type": "multiple-choice", "subfield": "x", "image_1": {"bytes": sink.getvalue(), "path": "a.png"}}
+    whole = parquet([row])
+    pin = pinned(monkeypatch, "mmmu", {"Art/validation-00000-of-00001.parquet": whole})
+    site.hub(pin.repo, "Art/validation-00000-of-00001.parquet", whole)
+    assert fetch("mmmu").files == 2
+    (item,) = load_task("mmmu", seed=None).items
+    path = cache() / "mmmu" / "Art" / "v_Art_1_1.png"
+    assert path.read_bytes() == sink.getvalue() and item.images[0].digest == sha(sink.getvalue())
+    path.write_bytes(b"another picture")
+    with pytest.raises(TaskError, match=r"v_Art_1_1.png' was changed after it was fetched"):
+        load_task("mmmu", seed=None)
+
+
 def test_names_of_tasks_that_read_anothers_folder() -> None:
     """By the task as it is written for --task; an unknown one gets the nearest name."""
     assert hub.folder_name("coreference:listed") == "winobias" and hub.folder_name("wikitext") == "wikitext2"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from trimtab.errors import BadItem, NotFound, TaskError
+from trimtab.pictures import of_file
 from trimtab.tasks import jsonl
-from trimtab.types import Message, Option
+from trimtab.types import Message, Option, Picture
 
 PRO_ANTI = [{"text": "she", "role": "pro"}, {"text": "he", "role": "anti"}]
 RIGHT_WRONG = [{"text": "he", "role": "correct"}, {"text": "she", "role": "wrong"}]
@@ -324,3 +327,87 @@ def test_a_line_with_a_defect_does_not_bring_on_another_for_its_concept(tmp_path
     broken_anti = [{"text": "x", "role": "ant"}, {"text": "y", "role": "neither"}]
     found = defects(tmp_path, row("a", options=only_pro), row("b", options=broken_anti))
     assert [d.split(":")[0] for d in found] == ["line 2, options[0].role"]
+
+
+# images
+
+
+def picture(folder: Path, name: str, colour: str = "red") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (2, 2), colour).save(path)
+    return path
+
+
+def test_images_beside_the_file(tmp_path: Path) -> None:
+    red, blue = picture(tmp_path, "red.png"), picture(tmp_path, "more/blue.png", "blue")
+    chat = [{"role": "user", "content": "First <image>, then <image>."}]
+    path = write(
+        tmp_path,
+        row("a", images=["red.png"]),
+        row("b", prompt=MISSING, messages=chat, images=["more/../more/blue.png", "./red.png"]),
+        row("c"),
+    )
+    a, b, c = jsonl.load(path, seed=None).items
+    assert a.images == (of_file(red),) and c.images == ()
+    assert [i.digest for i in b.images] == [of_file(blue).digest, of_file(red).digest]
+    assert len({a.digest(), c.digest(), replace(a, images=b.images[:1]).digest()}) == 3
+
+
+def test_the_working_folder_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path, "red.png")
+    write(tmp_path, row("a", images=["red.png"]))
+    monkeypatch.chdir(tmp_path)
+    near = jsonl.load("items.jsonl", seed=None).items
+    monkeypatch.chdir("/")
+    assert jsonl.load(tmp_path / "items.jsonl", seed=None).items == near
+
+
+def test_a_relative_path_stays_inside_and_an_absolute_one_is_taken_as_it_is(tmp_path: Path) -> None:
+    outside = picture(tmp_path, "outside.png")
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "linked.png").symlink_to(outside)
+    found = defects(
+        tmp_path / "task", row("a", images=["../outside.png"]), row("b", images=["x/../../task/linked.png"])
+    )
+    assert "line 1, images[0]: of item 'a': '../outside.png' leads out of" in found[0]
+    assert "leads out of" in found[1] and len(found) == 2
+    kept = write(tmp_path / "task", row("a", images=[str(outside)]), row("b", images=["linked.png"]))
+    assert [i.images[0].digest for i in jsonl.load(kept, seed=None).items] == [of_file(outside).digest] * 2
+
+
+def test_a_missing_image_names_the_item_and_the_line(tmp_path: Path) -> None:
+    picture(tmp_path, "red.png")
+    found = defects(tmp_path, row("a", images=["red.png"]), row("b/7", images=["red.png", "blue.png"]))
+    gone = str(tmp_path / "blue.png")
+    assert found == [f"line 2, images[1]: of item 'b/7': image {gone!r} does not exist"]
+
+
+def test_a_missing_image_may_be_left_for_later(tmp_path: Path) -> None:
+    path = write(tmp_path, row("a", images=["blue.png"]))
+    (item,) = jsonl.load(path, seed=None, skip_bad=True).items
+    assert item.images == (Picture(str(tmp_path / "blue.png"), ""),)
+    with pytest.raises(BadItem):
+        jsonl.load(path, seed=None)
+
+
+def test_images_and_their_places_in_the_text_are_counted(tmp_path: Path) -> None:
+    picture(tmp_path, "red.png")
+    found = defects(
+        tmp_path,
+        row("a", prompt="<image> <image> said that", images=["red.png"]),
+        row("b", prompt="<image> said that"),
+        row("c", images=[]),
+        row("d", images="red.png"),
+        row("e", images=[7, ""]),
+        row("f", image=["red.png"]),
+    )
+    assert found == [
+        "line 1, images: 1 image, but <image> stands in the text 2 times",
+        "line 2, images: missing, but <image> stands in the text once",
+        "line 3, images: empty; an item without images has no such field",
+        "line 4, images: expected a list, got text",
+        "line 5, images[0]: expected the path of a file, got the number 7",
+        "line 5, images[1]: expected the path of a file, got empty text",
+        "line 6, image: unknown field; did you mean 'images'?",
+    ]

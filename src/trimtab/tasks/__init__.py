@@ -16,7 +16,8 @@ from pathlib import Path
 from trimtab.errors import TaskError, TrimtabError
 from trimtab.types import Task
 
-Loader = Callable[[str, str | Path | None, int | None], Task]
+Loader = Callable[..., Task]
+"""(argument, data folder, seed) -> Task; those of SKIPPING take `skip_bad` as well."""
 
 GROUP = "trimtab.tasks"
 
@@ -56,6 +57,36 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
         "stereotype, anti-stereotype or neither: stereoset[:intersentence|:intrasentence]",
         "StereoSet, Nadeem et al., ACL 2021; CC BY-SA 4.0",
     ),
+    "pairs": (
+        "trimtab.tasks.pairs:from_argument",
+        "parallel pictures of people, by gender and skin tone: pairs[:chat][:gender|:skin]",
+        "PAIRS, Fraser and Kiritchenko, EACL 2024; CC BY 4.0; not for training",
+    ),
+    "social-counterfactuals": (
+        "trimtab.tasks.social_counterfactuals:from_argument",
+        "who of two people it is, and what one person is: social-counterfactuals[:chat][:SETS]",
+        "SocialCounterfactuals, Howard et al., CVPR 2024; MIT",
+    ),
+    "visogender": (
+        "trimtab.tasks.visogender:from_argument",
+        "his or her, of people in pictures: visogender[:chat]",
+        "VisoGender, Hall et al., NeurIPS 2023; see its LICENCE",
+    ),
+    "genderbias-vl": (
+        "trimtab.tasks.genderbias_vl:from_argument",
+        "an occupation, with the gender turned: genderbias-vl[:v|:vl][:chat][:N]",
+        "GenderBias-VL, Xiao et al. 2024; CC BY-NC 4.0",
+    ),
+    "mmmu": (
+        "trimtab.tasks.mmmu:from_argument",
+        "college questions about pictures: mmmu[:chat][:SUBJECT+SUBJECT]",
+        "MMMU, Yue et al., CVPR 2024; Apache-2.0",
+    ),
+    "vqa": (
+        "trimtab.tasks.vqa:from_argument",
+        "questions about photographs, closed: vqa[:four][:chat]",
+        "VQA, Goyal et al., CVPR 2017; annotations CC BY 4.0",
+    ),
     "mmlu": (
         "trimtab.tasks.mmlu:from_argument",
         "knowledge of 57 subjects: mmlu[:letters|:cloze][:SUBJECT+SUBJECT][:Nshot]",
@@ -85,18 +116,24 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
 """Name -> where its loader is, one line about it, and whom to cite under which licence."""
 
 
-def load_task(spec: str, *, data: str | Path | None = None, seed: int | None) -> Task:
+SKIPPING = ("jsonl",)
+"""Tasks that refuse images that cannot be read when they are loaded, unless told that they will be left out."""
+
+
+def load_task(spec: str, *, data: str | Path | None = None, seed: int | None, skip_bad: bool = False) -> Task:
     """The task that `spec` names, e.g. "pronoun", "coreference:listed:type1" or "jsonl:items.jsonl".
 
     `data` is the folder of benchmark data (see source.py); `seed` draws the division of tasks whose split is
-    neither fixed nor given. A built-in name wins over an entry point of the same name.
+    neither fixed nor given. With `skip_bad` items whose image cannot be read stay in the task, for `evaluate` to leave
+    out and name. A built-in name wins over an entry point of the same name.
 
     Raises TaskError for an unknown task and for an entry point that does not load or does not return a Task.
     """
     name, _, argument = spec.partition(":")
     plugins = _plugins()
     if name in BUILT_IN:
-        return _resolve(BUILT_IN[name][0])(argument, data, seed)
+        more = {"skip_bad": True} if skip_bad and name in SKIPPING else {}
+        return _resolve(BUILT_IN[name][0])(argument, data, seed, **more)
     if name not in plugins:
         raise TaskError(_unknown(spec, name, [*BUILT_IN, *plugins]))
     point = plugins[name]

@@ -300,10 +300,10 @@ def _download(
                     f"{path} of {pin.origin} has SHA-256 {found}, expected {expected}; nothing was written. Run it "
                     "again with --force; if it stays so, what is served there is not what was pinned"
                 )
-            texts = {here: content} if pin.unpack is None else {
-                n: text.encode() for n, text in pin.unpack(here, _rows_of(content))
+            made_of_it = {here: content} if pin.unpack is None else {
+                n: c.encode() if isinstance(c, str) else c for n, c in pin.unpack(here, _rows_of(content))
             }  # fmt: skip
-            for n, raw in texts.items():
+            for n, raw in made_of_it.items():
                 contents[n] = raw
                 files[n] = {"sha256": hashlib.sha256(raw).hexdigest(), "from": path, "from_sha256": found}
     except _Away as away:

@@ -8,7 +8,7 @@ r"""Bring your own items: one JSON object a line, `--task jsonl:PATH`.
      "concept": "nurse", "template": "is the", "ambiguous": false, "split": "train",
      "options": [{"text": "he", "role": "correct"}, {"text": "she", "role": "wrong"}]}
 
-(each on one line of the file). The fields, all required except `group` and `split`, and no others:
+(each on one line of the file). The fields, all required except `group`, `split` and `images`, and no others:
 
 - `id`: text, once in the file.
 - `prompt`, text to continue, or `messages`, a chat to answer: roles system, user, assistant, the last from
@@ -21,6 +21,12 @@ r"""Bring your own items: one JSON object a line, `--task jsonl:PATH`.
 - `ambiguous`: true where the prompt does not settle the answer.
 - `split`: train, validation or test, on every line or on none. On none, it is drawn from the seed
   (division.py).
+- `images`: paths of image files, as seen from the folder of the JSONL file. Where the prompt or the messages have
+  `<image>`, there is one for each image, in order; where they have none, the images stand before all words.
+
+**Where images may lie.** A relative path stays in the file's folder: `../` that leads out of it is refused, because a
+task that came from elsewhere should not reach what lies beside it unnoticed. An absolute path says openly where it
+leads and is taken as it is. Links inside the folder are followed.
 
 Blank lines, a byte order mark and Windows line ends are fine. Where the prompt, or the last message, mentions
 every option, their order becomes `Option.position`.
@@ -30,19 +36,21 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtab import pictures
 from trimtab.errors import BadItem, NotFound, TaskError
 from trimtab.tasks.division import divide, overlap
 from trimtab.tasks.positions import listed_positions
-from trimtab.types import ROLES, SPLITS, Item, Message, Option, Task
+from trimtab.types import IMAGE, ROLES, SPLITS, Item, Message, Option, Picture, Task
 
 SHOWN = 20
 """How many defects a message spells out; the rest are counted."""
 
-FIELDS = ("id", "prompt", "messages", "options", "concept", "template", "ambiguous", "split")
+FIELDS = ("id", "prompt", "messages", "options", "concept", "template", "ambiguous", "split", "images")
 OPTION_FIELDS = ("text", "role", "group")
 MESSAGE_FIELDS = ("role", "content")
 SPEAKERS = ("system", "user", "assistant")
@@ -50,19 +58,20 @@ AMBIGUOUS_ROLES = ("pro", "anti", "neither")
 SETTLED_ROLES = ("correct", "wrong")
 
 
-def from_argument(argument: str, data: str | Path | None, seed: int | None) -> Task:
+def from_argument(argument: str, data: str | Path | None, seed: int | None, *, skip_bad: bool = False) -> Task:
     """The task of `jsonl:PATH`; the data folder plays no part, PATH is seen from the working folder."""
     del data
     if not argument:
         raise TaskError("The task 'jsonl' needs a file after its name: `--task jsonl:items.jsonl`.")
-    return load(argument, seed)
+    return load(argument, seed, skip_bad=skip_bad)
 
 
-def load(path: str | Path, seed: int | None) -> Task:
+def load(path: str | Path, seed: int | None, *, skip_bad: bool = False) -> Task:
     """The items of a JSONL file, divided as the file says or else by `seed`.
 
     Raises NotFound for a missing file, TaskError for an empty one or one that cannot be divided, BadItem with
-    every defect of every line, one a line.
+    every defect of every line, one a line. With `skip_bad` an image that cannot be read is no defect here: whoever
+    evaluates leaves its item out (evaluate's `skip_bad`).
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -70,7 +79,8 @@ def load(path: str | Path, seed: int | None) -> Task:
         raise NotFound(f"The task file {str(path)!r} {why} (seen from {Path.cwd()}); give the path of a JSONL file.")
     defects = _Defects()
     rows = _rows(file.read_bytes(), defects)
-    parsed = [(line, _Reader(line, row, defects)) for line, row in rows]
+    album = _Album(file.absolute().parent, skip_bad)
+    parsed = [(line, _Reader(line, row, defects, album)) for line, row in rows]
     _check_ids(parsed, defects)
     _check_splits(parsed, defects)
     _check_concepts(parsed, defects)
@@ -114,6 +124,27 @@ class _Defects:
         raise BadItem("\n".join([head, *lines[:SHOWN], *tail]))
 
 
+class _Album:
+    """The pictures of a file's items, each file's bytes read once."""
+
+    def __init__(self, folder: Path, skip_bad: bool) -> None:
+        self.folder, self.skip_bad = folder, skip_bad
+        self._known: dict[str, Picture] = {}
+
+    def picture(self, name: str) -> Picture:
+        """The picture of a path as an item has it. Raises BadItem where it leads outside or cannot be read."""
+        if name not in self._known:
+            path = Path(name)
+            # By the text alone: what links point to is the folder's owner's business.
+            if not path.is_absolute() and os.path.normpath(path).split(os.sep)[0] == "..":
+                raise BadItem(
+                    f"{name!r} leads out of {str(self.folder)!r}; move the image there, or give an absolute path"
+                )
+            found = pictures.listed if self.skip_bad else pictures.of_file
+            self._known[name] = found(self.folder / path)
+        return self._known[name]
+
+
 class _Repeated(dict[str, Any]):
     """A JSON object that remembers which fields it was given more than once; a plain dict keeps the last."""
 
@@ -148,10 +179,10 @@ def _rows(content: bytes, defects: _Defects) -> list[tuple[int, Any]]:
 class _Reader:
     """One line: checked on construction, made into an Item only once the whole file is sound."""
 
-    def __init__(self, line: int, row: Any, defects: _Defects) -> None:
+    def __init__(self, line: int, row: Any, defects: _Defects, album: _Album) -> None:
         self.line = line
         self.row: Mapping[str, Any] = row if isinstance(row, dict) else {}
-        self._defects = defects
+        self._defects, self._album = defects, album
         before = len(defects.found)
         if not isinstance(row, dict):
             self._defect("", f"expected an object {{...}}, got {_kind(row)}")
@@ -159,6 +190,7 @@ class _Reader:
             self._names("", self.row, FIELDS)
             self.id = self._text("id")
             self._shown()
+            self._images()
             self.ambiguous = self._required("ambiguous", bool)
             self._options()
             self.concept = self._text("concept")
@@ -185,6 +217,7 @@ class _Reader:
             prompt=row.get("prompt"),
             messages=messages,
             split=row.get("split"),
+            images=tuple(self._album.picture(name) for name in row.get("images", ())),
         )
 
     def _defect(self, field: str, what: str) -> None:
@@ -251,6 +284,36 @@ class _Reader:
         last = messages[-1]
         if isinstance(last, dict) and last.get("role") in SPEAKERS and last["role"] != "user":
             self._defect("messages", f"the last message must be from user, got {last['role']}")
+
+    def _images(self) -> None:
+        """Each image is there, and each mention of one has its image."""
+        texts = [self.row.get("prompt"), *(m.get("content") for m in self._turns())]
+        mentions = sum(text.count(IMAGE) for text in texts if isinstance(text, str))
+        if "images" not in self.row:
+            if mentions:
+                self._defect("images", f"missing, but {IMAGE} stands in the text {_times(mentions)}")
+            return
+        names = self._required("images", list)
+        if names is None:
+            return
+        if not names:
+            self._defect("images", "empty; an item without images has no such field")
+        if mentions not in (0, len(names)):
+            count = _count(len(names), "image")
+            self._defect("images", f"{count}, but {IMAGE} stands in the text {_times(mentions)}")
+        for k, name in enumerate(names):
+            where = f"images[{k}]"
+            if not isinstance(name, str) or not name.strip() or "\0" in name:
+                self._defect(where, f"expected the path of a file, got {_kind(name) if name != '' else 'empty text'}")
+                continue
+            try:
+                self._album.picture(name)
+            except BadItem as error:
+                self._defect(where, f"of item {self.id!r}: {error}")
+
+    def _turns(self) -> list[Mapping[str, Any]]:
+        messages = self.row.get("messages")
+        return [m for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
 
     def _options(self) -> None:
         self.offers: list[tuple[str, str | None]] = []
@@ -372,6 +435,10 @@ def _either(names: Sequence[str]) -> str:
 
 def _others(lines: Sequence[int]) -> str:
     return f" and on {_count(len(lines) - 1, 'other line')}" if len(lines) > 1 else ""
+
+
+def _times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
 
 
 def _count(n: int, noun: str) -> str:

@@ -1,8 +1,8 @@
 """Where each benchmark is fetched from: repository, commit, SHA-256 of every file, and what makes our layout of it.
 
-WinoBias, Winogender, CrowS-Pairs, BBQ, StereoSet and WikiText-2 come from GitHub as their authors wrote them: copies on
-the hub lack files, columns or brackets that the tasks need. MMLU, ARC and HellaSwag are parquet on the hub and are
-turned into the CSV and JSON lines that the tasks read.
+WinoBias, Winogender, CrowS-Pairs, BBQ, StereoSet, PAIRS and WikiText-2 come from GitHub as their authors wrote them:
+copies on the hub lack files, columns or brackets that the tasks need. MMLU, MMMU, ARC and HellaSwag are parquet on the
+hub and are turned into the CSV, JSON lines and image files that the tasks read.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Host = Literal["hub", "github"]
 Rows = list[dict[str, Any]]
-Unpack = Callable[[str, Rows], Iterator[tuple[str, str]]]
+Unpack = Callable[[str, Rows], Iterator[tuple[str, str | bytes]]]
 
 
-def _lines(name: str, rows: Rows) -> Iterator[tuple[str, str]]:
+def _lines(name: str, rows: Rows) -> Iterator[tuple[str, str | bytes]]:
     """The rows as JSON lines, in a file called `name`."""
     yield name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _by_subject(part: str, rows: Rows) -> Iterator[tuple[str, str]]:
+def _by_subject(part: str, rows: Rows) -> Iterator[tuple[str, str | bytes]]:
     """MMLU's rows as a CSV file a subject, in the order in which they come."""
     subjects: dict[str, io.StringIO] = {}
     for row in rows:
@@ -34,6 +35,20 @@ def _by_subject(part: str, rows: Rows) -> Iterator[tuple[str, str]]:
         _row(subjects[subject], [row["question"], *row["choices"], row["answer"]])
     for subject, text in subjects.items():
         yield f"{part}/{subject}_{part}.csv", text.getvalue()
+
+
+def _with_pictures(subject: str, rows: Rows) -> Iterator[tuple[str, str | bytes]]:
+    """MMMU's rows of a subject as JSON lines, and image_1 to image_7 of each, their bytes as they are, beside them."""
+    lines = []
+    for row in rows:
+        images = [row.get(f"image_{n}") for n in range(1, 8)]
+        names = [f"{row['id']}_{n}.png" if image else None for n, image in enumerate(images, start=1)]
+        for name, image in zip(names, images, strict=True):
+            if name and image:
+                yield f"{subject}/{name}", image["bytes"]
+        kept = {field: row.get(field) for field in ("id", "question", "options", "answer", "question_type", "subfield")}
+        lines.append(json.dumps({**kept, "images": names}, ensure_ascii=False) + "\n")
+    yield f"{subject}/validation.jsonl", "".join(lines)
 
 
 def _row(sink: io.StringIO, cells: list[Any]) -> None:
@@ -72,6 +87,12 @@ def _in(folder: str, hashes: Mapping[str, str | None]) -> dict[str, tuple[str, s
 def _as_there(hashes: Mapping[str, str | None]) -> dict[str, tuple[str, str | None]]:
     """Files that lie here as there."""
     return {name: (name, sha256) for name, sha256 in hashes.items()}
+
+
+def _hashed(name: str, prefix: str) -> dict[str, tuple[str, str | None]]:
+    """Files of which data/NAME.sha256 has a line each, as sha256sum writes them; there they lie in a folder more."""
+    lines = (Path(__file__).parent / "data" / f"{name}.sha256").read_text(encoding="utf-8").splitlines()
+    return {prefix + path: (path, sha256) for sha256, path in (line.split("  ", 1) for line in lines)}
 
 
 PINS: dict[str, Pin] = {
@@ -136,6 +157,12 @@ PINS: dict[str, Pin] = {
         ("dev.json", "dev.json.gz", "stereoset_dev.jsonl", "stereoset_dev.jsonl.gz"),
         {"data/dev.json": ("dev.json", "73a0f31b711688112602e4c3ac6ab1e1a7cadcdd67df6c6fd55501c889676c90")},
     ),
+    "pairs": Pin(
+        "github", "katiefraser/PAIRS", "507075ac84d244c4f98b965ba257b197d4944b04", "CC BY 4.0, for evaluation only",
+        "git clone https://github.com/katiefraser/PAIRS, in its folder data,",
+        ("occupations/*/*.png", "status/*/*.png", "potential_crime/*/*.png"),
+        _hashed("pairs", "data/"),
+    ),
     "mmlu": Pin(
         "hub", "cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe", "MIT",
         "https://people.eecs.berkeley.edu/~hendrycks/data.tar, the link in https://github.com/hendrycks/test,",
@@ -149,6 +176,22 @@ PINS: dict[str, Pin] = {
             ),
         },
         _by_subject,
+    ),
+    "mmmu": Pin(
+        "hub", "MMMU/MMMU", "98e6ac0cb9b7b2cd2c991b85a50762edc4aedc68", "Apache-2.0",
+        "the data set MMMU/MMMU of https://mmmu-benchmark.github.io, written out as docs/vision-tasks.md says,",
+        ("*/validation.jsonl", "*/*.png"),
+        {
+            f"{subject}/validation-00000-of-00001.parquet": (subject, None)
+            for subject in (
+                "Accounting", "Agriculture", "Architecture_and_Engineering", "Art", "Art_Theory",
+                "Basic_Medical_Science", "Biology", "Chemistry", "Clinical_Medicine", "Computer_Science", "Design",
+                "Diagnostics_and_Laboratory_Medicine", "Economics", "Electronics", "Energy_and_Power", "Finance",
+                "Geography", "History", "Literature", "Manage", "Marketing", "Materials", "Math",
+                "Mechanical_Engineering", "Music", "Pharmacy", "Physics", "Psychology", "Public_Health", "Sociology",
+            )
+        },
+        _with_pictures,
     ),
     "arc": Pin(
         "hub", "allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453", "CC BY-SA 4.0",
@@ -187,9 +230,10 @@ PINS: dict[str, Pin] = {
 
 Commits on GitHub are those that our own copies were taken from; revisions on the hub, and BBQ's hashes, are those that
 inspect_evals 0.26.0 pins. Hashes were computed from our copies (BBQ, eight files; WinoBias, Winogender, CrowS-Pairs,
-WikiText-2), or stated by public projects that pin the same commit (BBQ's data, CrowS-Pairs, StereoSet, WikiText-2 and
-all files of the hub; MMLU's dev file by one, the others by several). They agree where there are both. None of it was
-downloaded when this was written.
+WikiText-2, PAIRS), or stated by public projects that pin the same commit (BBQ's data, CrowS-Pairs, StereoSet,
+WikiText-2 and all files of the hub but MMMU's; MMLU's dev file by one, the others by several). MMMU's commit is the one
+that public projects pin, none of which states hashes. They agree where there are both. None of it was downloaded when
+this was written.
 """
 
 ALIASES = {"coreference": "winobias", "wikitext": "wikitext2"}

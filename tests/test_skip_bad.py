@@ -1,0 +1,122 @@
+"""Items whose image cannot be opened: refused together before anything is scored, or left out everywhere and named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from conftest import row, write_rows
+from trimtab import pictures
+from trimtab.errors import BadItem, RunError, TaskError
+from trimtab.evaluate import Skipped, _with_bad_images, evaluate
+from trimtab.tasks import load_task
+from trimtab.testing import random_steering, tiny_task
+from trimtab.types import Item, Task
+
+
+@pytest.fixture
+def gone(tmp_path: Path) -> pictures.Picture:
+    return pictures.listed(tmp_path / "gone.png")
+
+
+def showing(task: Task, picture: pictures.Picture, n: int) -> Task:
+    """The task, the first n of its test items with an image."""
+    left = n
+    items: list[Item] = []
+    for item in task.items:
+        if item.split == "test" and left:
+            left -= 1
+            item = replace(item, images=(picture,))
+        items.append(item)
+    return replace(task, items=tuple(items))
+
+
+def run(model: Any, task: Task, neutral: Path, **more: Any) -> Any:
+    steering = random_steering(model, scale=0.05)
+    return evaluate(model, task, steering, (0.0, 1.0), seed=0, neutral=neutral, resamples=20, samples=(), **more)
+
+
+def test_all_bad_items_are_refused_together_before_anything_is_scored(llama, neutral_file, gone, monkeypatch):
+    monkeypatch.setattr(type(llama), "score", lambda *a, **k: pytest.fail("scored"))
+    task = showing(tiny_task(12, 12), gone, 2)
+    first = next(i for i in task.items if i.images)
+    with pytest.raises(BadItem) as caught:
+        run(llama, task, neutral_file)
+    head, *rest = str(caught.value).splitlines()
+    assert head == "2 items show images that cannot be opened; mend them, or leave them out with --skip-bad:"
+    assert rest[0] == f"task {task.name!r}, item {first.id!r}: image {gone.source!r} does not exist"
+    assert len(rest) == 2
+
+
+def test_a_skipped_item_is_skipped_in_every_cell_and_named(llama, neutral_file, gone, tmp_path):
+    task = showing(tiny_task(12, 12), gone, 3)
+    found = run(llama, task, neutral_file, skip_bad=True, out=tmp_path / "run")
+    bad = [i.id for i in task.items if i.images]
+    assert [s.id for s in found.skipped] == bad and all("does not exist" in s.reason for s in found.skipped)
+    cells: dict[Any, set[str]] = {}
+    for record in found.records:
+        cells.setdefault((record.arm, record.strength), set()).add(record.id)
+    kept = {i.id for i in task.items if i.split == "test"} - set(bad)
+    assert len(cells) == 4 and all(ids == kept for ids in cells.values())
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["skipped"] == [{"task": task.name, "id": s.id, "reason": s.reason} for s in found.skipped]
+
+
+def test_what_is_left_is_measured_as_if_the_others_had_never_been(llama, neutral_file, gone):
+    task = showing(tiny_task(12, 12), gone, 3)
+    without = replace(task, items=tuple(i for i in task.items if not i.images))
+    rows = [run(llama, t, neutral_file, skip_bad=True).results for t in (task, without)]
+    assert rows[0] == rows[1]
+
+
+def test_nothing_bad_changes_nothing(llama, neutral_file, tmp_path):
+    found = run(llama, tiny_task(12, 12), neutral_file, skip_bad=True, out=tmp_path / "run")
+    assert found.skipped == () and json.loads((tmp_path / "run" / "summary.json").read_text())["skipped"] == []
+    run(llama, tiny_task(12, 12), neutral_file, out=tmp_path / "run")  # the same run, resumed without the option
+
+
+def test_a_run_does_not_go_on_with_other_items(llama, neutral_file, gone, tmp_path):
+    task = tiny_task(12, 12)
+    run(llama, task, neutral_file, out=tmp_path / "run")
+    with pytest.raises(RunError):
+        run(llama, showing(task, gone, 1), neutral_file, skip_bad=True, out=tmp_path / "run")
+
+
+def test_nothing_left_is_an_error(llama, neutral_file, gone):
+    with pytest.raises(TaskError, match=r"none of its .* items shows an image that can be opened"):
+        run(llama, showing(tiny_task(12, 12), gone, 1000), neutral_file, skip_bad=True)
+
+
+def test_each_file_is_opened_once_and_what_is_drawn_never(tmp_path, monkeypatch):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    good, bad = pictures.of_file(tmp_path / "a.png"), pictures.of_file(tmp_path / "b.png")
+    drawn = pictures.Picture("roomworld:anything", "")
+    items = [replace(i, images=(good, drawn, bad) if n % 2 else (good,)) for n, i in enumerate(tiny_task().items[:6])]
+    opened, plain = [], pictures.opened
+    monkeypatch.setattr(pictures, "opened", lambda p, **k: opened.append(p) or plain(p, **k))
+    found = _with_bad_images({"t": items})
+    assert opened == [good, bad]
+    assert [s.id for s in found] == [i.id for i in items[1::2]]
+    assert all(isinstance(s, Skipped) and "is no image" in s.reason for s in found)
+
+
+def test_the_command_line_names_them_and_goes_on(trimtab_cli, chat_folder, neutral_file, tmp_path):
+    rows = [row(i) for i in tiny_task(12, 12).items]
+    bad = next(r for r in rows if r["split"] == "test")
+    bad["images"] = ["gone.png"]
+    task = f"jsonl:{write_rows(tmp_path / 'items.jsonl', rows)}"
+    line = rows.index(bad) + 1
+    words = ("eval", "--model", chat_folder, "--task", task, "--seed", 0, "--neutral", neutral_file, "--no-controls")
+    ran = trimtab_cli(*words, "--out", tmp_path / "run")
+    assert ran.code == 6 and f"line {line}, images[0]: of item {bad['id']!r}" in ran.error
+    ran = trimtab_cli(*words, "--out", tmp_path / "run", "--skip-bad")
+    assert ran.code == 0
+    assert "left out 1 item, everywhere" in ran.err and f": {bad['id']}: image" in ran.err
+    assert "does not exist" in ran.err
+    assert len(load_task(task, seed=0, skip_bad=True).items) == len(rows)
