@@ -46,6 +46,8 @@ PAIRS = (100,)
 """Of a recipe: the paper draws 100 to 500."""
 RIGHT = ("ambiguous_accuracy_choice", "unambiguous_accuracy_choice")
 """BBQ's accuracy is the mean of both: as many items are ambiguous as not."""
+NEUTRAL = "neutral.txt"
+"""A few short passages: perplexity is not among the figures here, and our own take as long as all items."""
 Figure = dict[str, float]
 
 
@@ -65,7 +67,7 @@ def found(model: SteerableModel, axis: str, args: argparse.Namespace) -> ensembl
         task = trimtab.task(f"bbq:{args.style}:{AXES[axis]}:divided", data=args.data, seed=args.seed)
         search(
             model, task, space, seed=args.seed, out=folder, objective="accuracy", trials=args.trials, limit=args.items,
-            test_limit=args.items, floor=None,
+            test_limit=args.items, floor=None, neutral=args.out / NEUTRAL,
         )  # fmt: skip
     steering = artifact.read(folder / "steering")
     return ensemble.Member(axis, steering, ensemble.default_strength(steering))
@@ -85,6 +87,7 @@ def measured(model: SteerableModel, task: str, who: ensemble.Member | None, args
     seen = evaluate(
         model, trimtab.task(task, data=args.data, seed=args.seed), who.steering if who else None, strengths,
         seed=args.seed, limit=args.test, controls=False, samples=(), resamples=1000, beyond_range=True,
+        neutral=args.out / NEUTRAL,
     )  # fmt: skip
     at = strengths[0] if strengths else 0.0
     rows = {r["metric"]: r for r in seen.results if r["strength"] == at and r["task"].count(":") == task.count(":")}
@@ -168,6 +171,8 @@ def compute(units: dict[str, Figure], notes: Path, args: argparse.Namespace) -> 
     """Fill in the figures that are missing, one after another."""
     begun = time.monotonic()
     model = trimtab.load(args.model)
+    passages = (f"The road follows the river for {n} miles, and then it climbs into the hills." for n in range(20))
+    write_whole(args.out / NEUTRAL, "\n\n".join(passages).encode())
 
     def add(key: str, task: str, who: ensemble.Member | None) -> None:
         if key not in units:
