@@ -18,7 +18,7 @@ ROOT = Path(trimtab.__file__).parent
 
 LEVELS = (
     ("errors", "types"),
-    ("statistic", "reading"),
+    ("statistic", "reading", "roomworld"),
     ("published",),
     ("interventions", "sites", "metrics", "runs", "neutral", "memory", "team", "selfdebias"),
     ("steering", "capture", "tasks", "weights", "shelf"),
@@ -67,6 +67,7 @@ NEVER = {
         "terminal",
         "runs",
         "neutral",
+        "roomworld",
     ),
     "learners": ("tasks", "contrasts", "artifact", "serve", "evaluate", "model"),
     "tasks": ("learners", "model", "scoring", "metrics", "evaluate"),
