@@ -420,7 +420,7 @@ def _over_head(pen: _Pen, p: Person) -> None:
         pen.disk(INK, -2.0, 28, 0.9)
 
 
-# --------------------------------------------------------------------------------------------- what is held at (8.3, 42)
+# ------------------------------------------------------------------------------------- what is held, at (8.3, 42)
 
 
 def _stethoscope(pen: _Pen) -> None:
@@ -517,7 +517,7 @@ def _hammer(pen: _Pen) -> None:
 
 
 _HELD = {
-    **{"stethoscope": _stethoscope, "broom": _broom, "clipboard": _clipboard, "laptop": _laptop, "spade": _spade},
-    **{"can": _can, "scissors": _scissors, "brush": _brush, "case": _case, "tray": _tray, "flask": _flask},
-    **{"book": _book, "hammer": _hammer},
+    "stethoscope": _stethoscope, "broom": _broom, "clipboard": _clipboard, "laptop": _laptop, "spade": _spade,
+    "can": _can, "scissors": _scissors, "brush": _brush, "case": _case, "tray": _tray, "flask": _flask,
+    "book": _book, "hammer": _hammer,
 }

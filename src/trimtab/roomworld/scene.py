@@ -33,8 +33,11 @@ from trimtab.types import Split
 
 Gender = Literal["woman", "man"]
 Tone = Literal["lighter", "darker"]
+Cues = Literal["both", "worn", "held", "none"]
+"""Which of an occupation's cues someone has."""
 GENDERS: tuple[Gender, ...] = get_args(Gender)
 TONES: tuple[Tone, ...] = get_args(Tone)
+CUES: tuple[Cues, ...] = get_args(Cues)
 HAIR = ("black", "brown", "auburn", "grey")
 STYLES = (0, 1)
 COLOURS = ("red", "yellow", "green", "blue", "purple")
@@ -157,8 +160,8 @@ class Person:
 
 
 _PERSON: dict[str, tuple[object, ...]] = {
-    **{"gender": GENDERS, "tone": TONES, "hair": HAIR, "style": STYLES, "colour": COLOURS, "pose": POSES},
-    **{"worn": WORN, "held": HELD},
+    "gender": GENDERS, "tone": TONES, "hair": HAIR, "style": STYLES, "colour": COLOURS, "pose": POSES,
+    "worn": WORN, "held": HELD,
 }
 
 
@@ -222,8 +225,8 @@ class Scene:
 
 
 _SCENE: dict[str, tuple[str, ...]] = {
-    **{"room": ALL_ROOMS, "wall": WALLS, "wall_place": PLACES},
-    **{"floor": FLOORS, "floor_colour": COLOURS, "floor_place": PLACES},
+    "room": ALL_ROOMS, "wall": WALLS, "wall_place": PLACES,
+    "floor": FLOORS, "floor_colour": COLOURS, "floor_place": PLACES,
 }
 
 
@@ -268,7 +271,7 @@ def any_surroundings(rng: random.Random, people: Iterable[Person], rooms: tuple[
     )
 
 
-def dressed(person: Person, occupation: Occupation, cues: Literal["both", "worn", "held", "none"] = "both") -> Person:
+def dressed(person: Person, occupation: Occupation, cues: Cues = "both") -> Person:
     """The person with cues of an occupation, and no others."""
     return replace(
         person,
@@ -286,19 +289,12 @@ def any_scene(seed: int | random.Random) -> Scene:
     rng = seed if isinstance(seed, random.Random) else random.Random(f"roomworld:{seed}")
     n = rng.choices((1, 2, 3), (2, 5, 3))[0]
     people = [any_person(rng) for _ in range(n)]
-    cues: list[tuple[Occupation, Literal["both", "worn", "held", "none"]]]
+    cues = [(rng.choice(OCCUPATIONS), rng.choices(CUES, (5, 2, 2, 1))[0]) for _ in range(n)]
     if n > 1 and rng.random() < 0.5:
         subject = rng.choice(OCCUPATIONS)
-        state = rng.choices(("none", "worn", "held", "both"), (4, 2, 2, 1))[0]
-        cues = [(subject, state)] * 2  # type: ignore[list-item]
-        if n == 3:
-            alien = (rng.choice(others(subject)), "both")
-            cues.insert(rng.randrange(3), alien if rng.random() < 0.7 else cues[0])  # type: ignore[arg-type]
-    else:
-        cues = [
-            (rng.choice(OCCUPATIONS), rng.choices(("both", "worn", "held", "none"), (5, 2, 2, 1))[0])  # type: ignore[misc]
-            for _ in range(n)
-        ]
+        cues = [(subject, rng.choices(CUES, (1, 2, 2, 4))[0])] * n
+        if n == 3 and rng.random() < 0.7:
+            cues[rng.randrange(3)] = (rng.choice(others(subject)), "both")
     return any_surroundings(rng, [dressed(p, o, state) for p, (o, state) in zip(people, cues, strict=True)])
 
 
