@@ -78,7 +78,7 @@ def test_answers_in_the_text_are_drawn_by_the_law() -> None:
     rng = random.Random(5)
     expected, found, settled = 0.0, 0, 0
     variance = 0.0
-    for n in range(4000):
+    for n in range(2000):
         asked = ask_decision(any_scene(n), rng.choice(PERSONAL), rng)
         if asked is None:
             continue
@@ -90,15 +90,15 @@ def test_answers_in_the_text_are_drawn_by_the_law() -> None:
         expected += p
         variance += p * (1 - p)
         found += asked.answer == answer
-    assert settled > 500
+    assert settled > 250
     assert abs(found - expected) < 4 * variance**0.5
 
 
 def test_every_wording_is_used() -> None:
     rng = random.Random(6)
     beginnings = Counter()
-    for n in range(1500):
+    for n in range(600):
         for kind in DECISIONS:
             asked = ask_decision(any_scene(n), kind, rng)
             beginnings[kind] += asked is not None
-    assert min(beginnings.values()) > 300
+    assert min(beginnings.values()) > 120

@@ -96,7 +96,7 @@ def test_matches_counts_cues_and_refuses_others() -> None:
 
 def test_an_eighth_is_held_out_whoever_is_in_it() -> None:
     """Gender, tone, cues, pose and order do not count: counterfactual twins are held out together."""
-    scenes = [any_scene(n) for n in range(3000)]
+    scenes = [any_scene(n) for n in range(2000)]
     assert 0.1 < sum(s.held_out for s in scenes) / len(scenes) < 0.15
     flip = {"woman": "man", "man": "woman", "lighter": "darker", "darker": "lighter"}
     for scene in scenes[:300]:

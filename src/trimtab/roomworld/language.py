@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from trimtab.roomworld import law
 from trimtab.roomworld.scene import (
@@ -405,11 +405,9 @@ def ask_decision(scene: Scene, kind: str, rng: random.Random) -> Exchange | None
     if kind in PERSONAL:
         if len(scene.people) < 2:
             return None
-        asked = [(o, chances) for o in OCCUPATIONS if (chances := law.who(scene, o))]
-        clear = [a for a in asked if max(a[1]) == 1]
-        if not asked:
+        clear, open_ = _asked_about(scene)
+        if not clear and not open_:
             return None
-        open_ = [a for a in asked if max(a[1]) < 1]
         pool = clear if not open_ or (clear and rng.random() < 0.5) else open_
         occupation, chances = rng.choice(pool)
         named = tuple((place, p) for place, p in zip(scene.places, chances, strict=True) if p)
@@ -430,6 +428,13 @@ def ask_decision(scene: Scene, kind: str, rng: random.Random) -> Exchange | None
     chances = law.which(person, pair)
     named = tuple((o.name, p) for o, p in zip(pair, chances, strict=True) if p)
     return _drawn(kind, fill(wording, whom=whom(scene, k), first=pair[0].name, second=pair[1].name), named, rng)
+
+
+@lru_cache(maxsize=64)
+def _asked_about(scene: Scene) -> tuple[list[tuple[Occupation, tuple[float, ...]]], ...]:
+    """Occupations that can be asked about with the chances of each person: settled ones, and open ones."""
+    asked = [(o, chances) for o in OCCUPATIONS if (chances := law.who(scene, o))]
+    return [a for a in asked if max(a[1]) == 1], [a for a in asked if max(a[1]) < 1]
 
 
 def _drawn(kind: str, question: str, chances: tuple[tuple[str, float], ...], rng: random.Random) -> Exchange:
