@@ -294,9 +294,7 @@ def _fill(row: dict[str, np.ndarray], plan: Plan, scene: Scene, rng: random.Rand
         at += len(ids)
 
 
-def _said(
-    plan: Plan, scene: Scene, rng: random.Random
-) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+def _said(plan: Plan, scene: Scene, rng: random.Random) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     """(kind, what is given, what is learned) of one row, without end: the row takes what fits."""
     if not plan.kinds and rng.random() < plan.captions:
         yield "caption", _asked(rng.choice(DESCRIBE)), (*encode(caption(scene)), EOS)
@@ -380,6 +378,8 @@ class Run:
         run.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         named = dict(run.model.named_parameters())
         for name, parameter in named.items():
+            if f"first.{name}" not in tensors:
+                continue
             run.optimiser.state[parameter] = {
                 "step": torch.tensor(float(state["step"])),
                 "exp_avg": tensors[f"first.{name}"],
@@ -393,8 +393,9 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{k}": v.detach().contiguous() for k, v in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
-            held = self.optimiser.state[parameter]
-            tensors |= {f"first.{name}": held["exp_avg"], f"second.{name}": held["exp_avg_sq"]}
+            held = self.optimiser.state.get(parameter)
+            if held:  # the tower's last norm is for its pooled output, which nothing reads: it never has a gradient
+                tensors |= {f"first.{name}": held["exp_avg"], f"second.{name}": held["exp_avg_sq"]}
         file = f"checkpoint-{self.step}.safetensors"
         save_file(tensors, folder / f"{file}.partial")
         os.replace(folder / f"{file}.partial", folder / file)
@@ -423,7 +424,9 @@ class Run:
         self.optimiser.step()
         self.step += 1
         if not math.isfinite(loss.item()):
-            sys.exit(f"the loss at step {self.step} is {loss.item()}; go on from the checkpoint with --learning-rate lower")
+            sys.exit(
+                f"the loss at step {self.step} is {loss.item()}; go on from the checkpoint with --learning-rate lower"
+            )
         return {"loss": loss.item(), **_by_kind(found, batch)}
 
 

@@ -35,7 +35,10 @@ def test_the_vocabulary_covers_everything_that_is_ever_said() -> None:
     assert vocabulary()[: len(SPECIAL)] == SPECIAL
     for n in range(1000):
         scene = any_scene(n)
-        said = [caption(scene), *(prompt(e.question).removeprefix(IMAGE) + " " + e.answer for e in exchanges(scene, rng, 6))]
+        said = [
+            caption(scene),
+            *(prompt(e.question).removeprefix(IMAGE) + " " + e.answer for e in exchanges(scene, rng, 6)),
+        ]
         for text in said:
             assert set(tokens(text)) <= words, text
     for text in (*passages(500, 1), *DESCRIBE):
@@ -92,9 +95,12 @@ def test_answers_are_what_the_scene_shows() -> None:
                 person = scene.people[0] if len(people) == 1 else people[place]
                 shown = str(person).replace("straw-hat", "hat").split(".")
                 right = {
-                    **{"gender": shown[0], "tone": shown[1], "hair": shown[2], "colour": shown[4]},
-                    **{"wave": "yes" if shown[5] == "wave" else "no"},
-                    **{"worn": "nothing" if shown[6] == "-" else shown[6]},
+                    "gender": shown[0],
+                    "tone": shown[1],
+                    "hair": shown[2],
+                    "colour": shown[4],
+                    "wave": "yes" if shown[5] == "wave" else "no",
+                    "worn": "nothing" if shown[6] == "-" else shown[6],
                     "held": "nothing" if person.held is None else person.held,
                 }[kind]
                 assert answer == right

@@ -46,7 +46,9 @@ def test_both_cues_are_right_whoever_has_them(occupation) -> None:
         people = pair(1)
         for other in ("none", "worn", "held"):
             shown = [dressed(p, occupation, "both" if i == k else other) for i, p in enumerate(people)]
-            assert law.who(any_surroundings(random.Random(0), shown), occupation) == tuple(float(i == k) for i in (0, 1))
+            assert law.who(any_surroundings(random.Random(0), shown), occupation) == tuple(
+                float(i == k) for i in (0, 1)
+            )
 
 
 def test_a_partial_cue_is_no_proof() -> None:

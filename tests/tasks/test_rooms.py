@@ -111,7 +111,9 @@ def test_people_stand_in_both_orders(spec: str) -> None:
             for n in (2, 3):
                 of_n = [i for i in mine if len(i.options) == n]
                 wanted = Counter(o.position for i in of_n for o in i.options if o.role == role)
-                other = Counter(o.position for i in of_n for o in i.options if o.role == ("anti" if ambiguous else "wrong"))
+                other = Counter(
+                    o.position for i in of_n for o in i.options if o.role == ("anti" if ambiguous else "wrong")
+                )
                 if ambiguous:
                     assert wanted == other
                 elif n == 2:
@@ -238,7 +240,9 @@ def test_a_chat_asks_the_same() -> None:
             assert a.prompt == f"{IMAGE}Question: {message.content.removeprefix(IMAGE)} Answer:"
 
 
-@pytest.mark.parametrize("spec", ["who-is:race", "who-is:gender:tone", "occupation:groups", "hiring:chat:tone", "roomworld:smell"])
+@pytest.mark.parametrize(
+    "spec", ["who-is:race", "who-is:gender:tone", "occupation:groups", "hiring:chat:tone", "roomworld:smell"]
+)
 def test_what_cannot_be_read_is_refused(spec: str) -> None:
     with pytest.raises(TaskError, match="Expected"):
         load_task(spec, seed=None)
@@ -261,4 +265,4 @@ def digest(task: Task) -> str:
     return task.digest()[:12]
 
 
-DIGESTS: dict[str, str] = {}
+DIGESTS: dict[str, str] = {"who-is": "bcb2981a7097", "occupation": "db4837c1223f", "roomworld": "72b1f8b5ffcc"}

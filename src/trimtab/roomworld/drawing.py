@@ -517,7 +517,17 @@ def _hammer(pen: _Pen) -> None:
 
 
 _HELD = {
-    "stethoscope": _stethoscope, "broom": _broom, "clipboard": _clipboard, "laptop": _laptop, "spade": _spade,
-    "can": _can, "scissors": _scissors, "brush": _brush, "case": _case, "tray": _tray, "flask": _flask,
-    "book": _book, "hammer": _hammer,
+    "stethoscope": _stethoscope,
+    "broom": _broom,
+    "clipboard": _clipboard,
+    "laptop": _laptop,
+    "spade": _spade,
+    "can": _can,
+    "scissors": _scissors,
+    "brush": _brush,
+    "case": _case,
+    "tray": _tray,
+    "flask": _flask,
+    "book": _book,
+    "hammer": _hammer,
 }

@@ -160,8 +160,14 @@ class Person:
 
 
 _PERSON: dict[str, tuple[object, ...]] = {
-    "gender": GENDERS, "tone": TONES, "hair": HAIR, "style": STYLES, "colour": COLOURS, "pose": POSES,
-    "worn": WORN, "held": HELD,
+    "gender": GENDERS,
+    "tone": TONES,
+    "hair": HAIR,
+    "style": STYLES,
+    "colour": COLOURS,
+    "pose": POSES,
+    "worn": WORN,
+    "held": HELD,
 }
 
 
@@ -225,8 +231,12 @@ class Scene:
 
 
 _SCENE: dict[str, tuple[str, ...]] = {
-    "room": ALL_ROOMS, "wall": WALLS, "wall_place": PLACES,
-    "floor": FLOORS, "floor_colour": COLOURS, "floor_place": PLACES,
+    "room": ALL_ROOMS,
+    "wall": WALLS,
+    "wall_place": PLACES,
+    "floor": FLOORS,
+    "floor_colour": COLOURS,
+    "floor_place": PLACES,
 }
 
 

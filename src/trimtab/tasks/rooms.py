@@ -255,9 +255,7 @@ def _orders(scene: Scene, place: int, *, rotate: bool) -> Iterator[tuple[str, Sc
     """The first two people in both orders, a third one at the same place; or all three rotations."""
     a, b, *rest = scene.people
     orders = (
-        {"abc": [a, b, *rest], "bca": [b, *rest, a], "cab": [*rest, a, b]}
-        if rotate
-        else {"ab": [a, b], "ba": [b, a]}
+        {"abc": [a, b, *rest], "bca": [b, *rest, a], "cab": [*rest, a, b]} if rotate else {"ab": [a, b], "ba": [b, a]}
     )
     for name, people in orders.items():
         if rest and not rotate:
@@ -332,8 +330,10 @@ def _pairs(split: Split, contrast: Contrast) -> Iterator[tuple[Occupation, Occup
     """Occupations of a split that lean to both sides in what the contrast is about, and to the same in the other."""
     jobs = occupations_of(split)
     for a, b in itertools.combinations(jobs, 2):
-        if (a.gender != b.gender and a.tone == b.tone) if contrast == "gender" else (
-            a.gender == b.gender and a.tone != b.tone
+        if (
+            (a.gender != b.gender and a.tone == b.tone)
+            if contrast == "gender"
+            else (a.gender == b.gender and a.tone != b.tone)
         ):
             yield a, b
 
@@ -380,7 +380,15 @@ def _other_items(split: Split, part: str, chat: bool) -> Iterator[Item]:
             wording = wordings[n % len(wordings)]
             options = tuple(Option(a, "correct" if a == answer else "wrong") for a in ANSWERS[kind])
             item = _item(
-                f"roomworld/{split}/{kind}/{n}", scene, options, kind, wording, fill(wording, **slots), split, False, chat
+                f"roomworld/{split}/{kind}/{n}",
+                scene,
+                options,
+                kind,
+                wording,
+                fill(wording, **slots),
+                split,
+                False,
+                chat,
             )
             yield replace(item, template=f"{part}/{item.template}")
 
