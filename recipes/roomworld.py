@@ -424,9 +424,7 @@ class Run:
         self.optimiser.step()
         self.step += 1
         if not math.isfinite(loss.item()):
-            sys.exit(
-                f"the loss at step {self.step} is {loss.item()}; go on from the checkpoint with --learning-rate lower"
-            )
+            sys.exit(f"the loss at step {self.step} is {loss.item()}; start anew with a lower --learning-rate")
         return {"loss": loss.item(), **_by_kind(found, batch)}
 
 

@@ -1,4 +1,4 @@
-"""The recipe of demo:roomworld: training is what inference is, a run goes on where it was cut off, and a short one learns."""
+"""The recipe of demo:roomworld: training is what inference is, a cut run goes on, and a short one learns."""
 
 from __future__ import annotations
 
@@ -203,7 +203,8 @@ def test_measuring_agrees_with_the_model_and_with_the_metrics(exported: Path) ->
         records = [
             Record(
                 task=spec, arm="steering", strength=0.0, id=i.id, split=i.split, concept=i.concept, template=i.template,
-                ambiguous=True, prompt="", options=tuple(o.text for o in i.options), roles=tuple(o.role for o in i.options),
+                ambiguous=True, prompt="", options=tuple(o.text for o in i.options),
+                roles=tuple(o.role for o in i.options),
                 groups=tuple(o.group for o in i.options), positions=tuple(o.position for o in i.options),
                 p=tuple(p[k, : len(i.options)].tolist()), mass=1.0, digest="",
             )

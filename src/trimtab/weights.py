@@ -86,8 +86,8 @@ def resolve(name: str, dtype: torch.dtype, notice: Notice = lambda text: None) -
         folder = Path(__file__).parent / "data" / OWN[name][0]
         if not (folder / "config.json").is_file():
             raise NotFound(
-                f"the weights of {name} are not in this installation ({folder} holds no model); install trimtab from its "
-                "wheel, or make them with recipes/roomworld.py"
+                f"the weights of {name} are not in this installation ({folder} holds no model); install trimtab from "
+                "its wheel, or make them with recipes/roomworld.py"
             )
         notice(OWN[name][1])
         return str(folder), True
@@ -111,9 +111,8 @@ def resolve(name: str, dtype: torch.dtype, notice: Notice = lambda text: None) -
     if path.exists():
         raise ModelError(f"{path} is a file, but not a .gguf; give a model folder, a .gguf file or a Hugging Face id")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
-        raise NotFound(
-            f"no model at '{name}'; give a folder, a .gguf file, a Hugging Face id or one of {', '.join((*BUNDLED, *OWN))}"
-        )
+        known = ", ".join((*BUNDLED, *OWN))
+        raise NotFound(f"no model at '{name}'; give a folder, a .gguf file, a Hugging Face id or one of {known}")
     return name, False
 
 

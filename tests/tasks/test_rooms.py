@@ -127,7 +127,7 @@ def test_each_of_three_is_everywhere_once(name: str) -> None:
         mine = [i for i in TASKS[f"{name}:groups"].split(split) if i.ambiguous]
         places = Counter((o.group, o.position) for i in mine for o in i.options)
         assert len(places) == 12
-        # Pictures come in fours with one group left out of each; where a split has not a multiple of four, a little is left.
+        # Four pictures leave out one group each; where a split has not a multiple of four, a little is left.
         assert max(places.values()) - min(places.values()) <= len({i.concept for i in mine})
 
 
@@ -160,7 +160,7 @@ def test_ambiguous_items_have_a_pro_and_an_anti_and_no_more_than_chance_to_be_wr
     [*((n, 0.70) for n in (*PERSONAL, "occupation")), *((f"{n}:tone", 0.40) for n in (*PERSONAL, "occupation"))],
 )
 def test_the_planted_bias_is_what_two_probabilities_say(spec: str, expected: float, split: str) -> None:
-    """2 x 0.85 - 1 between a woman and a man, 2 x 0.70 - 1 between tones; so says the metric of a model that is the law."""
+    """2 x 0.85 - 1 between a woman and a man, 2 x 0.70 - 1 between tones; so the metric of a model that is the law."""
     items = TASKS[spec].split(split)
     assert planted_bias(items) == pytest.approx(expected)
     records = [record(i, planted(i)) for i in items]

@@ -21,9 +21,9 @@ group). **Unambiguous items** show one person with both cues; the others have no
 has a bias of 0 and a position effect of 1. Each ambiguous picture of `occupation` comes with its counterfactual twins:
 nothing but the presented gender or the skin tone of the person differs.
 
-**The split is fixed**: by occupation, by wording of the question and by room; nothing of a test item was trained on. And
-every scene is of the held-out eighth of the world: the model was never shown it while it was made. What a model that
-has learned the world's law does on an item is known exactly: `planted`.
+**The split is fixed**: by occupation, by wording of the question and by room; nothing of a test item was trained on.
+And every scene is of the held-out eighth of the world: the model was never shown it while it was made. What a model
+that has learned the world's law does on an item is known exactly: `planted`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -227,8 +228,7 @@ def _open(
             found.append(dressed(any_person(rng), rng.choice(others(job, split))))
         return found
 
-    for order, scene in _orders(_held_out(rng, people, room), place, rotate=contrast == "groups"):
-        yield order, scene
+    yield from _orders(_held_out(rng, people, room), place, rotate=contrast == "groups")
 
 
 def _settled(
@@ -313,7 +313,7 @@ def _occupation_items(split: Split, contrast: Contrast, chat: bool) -> Iterator[
                 wording = wordings[(n + index) % len(wordings)]
                 room = ROOMS[split][(n + index) % len(ROOMS[split])]
                 job, state = ((a, b)[n % 2], "both") if settled else (a, states[n % len(states)])
-                scene = _held_out(rng, lambda job=job, state=state, rng=rng: [_alone(rng, job, state)], room)
+                scene = _held_out(rng, partial(_alone, rng, job, state), room)
                 for gender, tone in itertools.product(GENDERS, TONES):
                     person = replace(scene.people[0], gender=gender, tone=tone)
                     shown = scene.with_people([person])
@@ -322,8 +322,8 @@ def _occupation_items(split: Split, contrast: Contrast, chat: bool) -> Iterator[
                         yield _listed_item(f"{begin}/{order}", shown, (a, b), listed, wording, split, contrast, chat)
 
 
-def _alone(rng: random.Random, job: Occupation, state: Cues) -> Person:
-    return dressed(any_person(rng), job, state)
+def _alone(rng: random.Random, job: Occupation, state: Cues) -> list[Person]:
+    return [dressed(any_person(rng), job, state)]
 
 
 def _pairs(split: Split, contrast: Contrast) -> Iterator[tuple[Occupation, Occupation]]:
