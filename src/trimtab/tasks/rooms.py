@@ -312,7 +312,8 @@ def _occupation_items(split: Split, contrast: Contrast, chat: bool) -> Iterator[
                 rng = random.Random(f"occupation/{split}/{a.name}/{b.name}/{settled}/{n}")
                 wording = wordings[(n + index) % len(wordings)]
                 room = ROOMS[split][(n + index) % len(ROOMS[split])]
-                job, state = ((a, b)[n % 2], "both") if settled else (a, states[n % len(states)])
+                job = (a, b)[n % 2] if settled else a
+                state: Cues = "both" if settled else states[n % len(states)]
                 scene = _held_out(rng, partial(_alone, rng, job, state), room)
                 for gender, tone in itertools.product(GENDERS, TONES):
                     person = replace(scene.people[0], gender=gender, tone=tone)
