@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.roomworld import any_scene, draw
+from trimtab.roomworld import any_scene, draw, language
 from trimtab.roomworld.language import caption, exchanges, passages, prompt
 from trimtab.tasks import load_task
 from trimtab.types import IMAGE
@@ -212,6 +212,26 @@ def test_measuring_agrees_with_the_model_and_with_the_metrics(exported: Path) ->
         ]  # fmt: skip
         ours = recipe._bias([(i, p[k]) for k, i in enumerate(items)])
         assert ours == pytest.approx(metrics.value("per_concept_bias", records))
+
+
+def test_the_whole_recipe_by_its_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Train with looks, go on, export, check: what the full run will do, in its own size, for three steps."""
+    few = {spec: items[:8] + items[-8:] for spec, items in recipe.look_items(6).items()}
+    out, folder = tmp_path / "run", tmp_path / "model"
+    words = ["--seed", "0", "--out", str(out), "--rows", "1", "--threads", "1", "--steps", "3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "look_items", lambda every=1: few)
+        patch.setattr(recipe.train, "__kwdefaults__", {**recipe.train.__kwdefaults__, "looks": 0.0, "every": 0.0})
+        assert recipe.main([*words, "--dtype", "float32"]) == 0
+        assert recipe.main([*words, "--export", str(folder)]) == 0
+        assert recipe.main(["--check", str(folder), "--threads", "1"]) == 1  # three steps reach no goal
+    lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "look" in line] == [1, 2, 3]
+    figures = json.loads((folder / "figures.json").read_text())
+    assert set(figures["clear"]) == set(recipe.OPEN) and set(figures["other"]) == set(language.OTHERS)
+    assert figures["planted"]["who-is"] == pytest.approx(0.7) and not all(figures["reached"].values())
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 12e6
+    assert "clear" in capsys.readouterr().out
 
 
 def test_a_short_run_learns(tmp_path: Path) -> None:
