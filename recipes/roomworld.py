@@ -553,8 +553,9 @@ def look_items(every: int = 1) -> dict[str, list[Item]]:
     found = {}
     for spec in (*OPEN, "roomworld"):
         items = load_task(spec, seed=None).items
-        # Both orders of a picture, and all twins, are neighbours: by eights they stay together.
-        found[spec] = [i for k, i in enumerate(items) if k // 24 % every == 0]
+        # Both orders of a picture, and all twins, are neighbours that stay together.
+        block = 1 if spec == "roomworld" else 24
+        found[spec] = [i for k, i in enumerate(items) if k // block % every == 0]
     return found
 
 
