@@ -383,6 +383,9 @@ def _hair_behind(pen: _Pen, p: Person, hair: Colour) -> None:
 
 def _hair_in_front(pen: _Pen, p: Person, hair: Colour) -> None:
     # The fringe leaves the face free; a full cap of hair would hide it from a small picture.
+    if p.gender == "man":
+        # Sideburns: what shows of the hair's colour under a hat.
+        pen.mirrored(hair, -5.5, 18.5, -4.1, 18.5, -4.1, 24.6, -4.8, 25.4, -5.5, 24.6)
     if p.gender == "woman" and p.style == 0:
         pen.area(hair, -5.6, 24, -5.4, 19, -2.4, 16.8, 2.4, 16.8, 5.4, 19, 5.6, 24, 4.4, 20.8, 0.6, 19.6, -4.4, 21)
     elif p.gender == "woman":
