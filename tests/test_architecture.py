@@ -18,7 +18,7 @@ ROOT = Path(trimtab.__file__).parent
 
 LEVELS = (
     ("errors", "types"),
-    ("statistic", "reading"),
+    ("statistic", "reading", "roomworld"),
     ("published",),
     ("interventions", "sites", "metrics", "runs", "neutral", "memory", "team", "selfdebias", "pictures"),
     ("steering", "capture", "tasks", "weights", "shelf"),
@@ -68,6 +68,7 @@ NEVER = {
         "runs",
         "neutral",
         "pictures",
+        "roomworld",
     ),
     "learners": ("tasks", "contrasts", "artifact", "serve", "evaluate", "model"),
     "tasks": ("learners", "model", "scoring", "metrics", "evaluate"),

@@ -149,8 +149,21 @@ def test_a_demo_whose_package_is_missing_says_how_to_install_it(monkeypatch):
 
 def test_an_unknown_demo_lists_the_ones_there_are():
     """By name."""
-    with pytest.raises(NotFound, match="demo:smollm2, demo:gemma3-270m"):
+    with pytest.raises(NotFound, match="demo:smollm2, demo:gemma3-270m, demo:roomworld"):
         weights.resolve("demo:smolm", F32)
+
+
+def test_a_model_of_our_own_is_a_folder_of_the_package(monkeypatch, tmp_path):
+    """Found beside the code, its terms told; where the installation lacks it, the recipe is named."""
+    told = []
+    monkeypatch.setattr(weights, "__file__", str(tmp_path / "weights.py"))
+    with pytest.raises(NotFound, match=r"recipes/roomworld\.py"):
+        weights.resolve("demo:roomworld", F32, told.append)
+    folder = tmp_path / "data" / "roomworld"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert weights.resolve("demo:roomworld", F32, told.append) == (str(folder), True)
+    assert "Apache-2.0" in told[0]
 
 
 def test_terms_are_told_before_anything_is_done(monkeypatch):

@@ -61,6 +61,9 @@ BUNDLED = {
     ),
 }  # fmt: skip
 
+OWN = {"demo:roomworld": ("roomworld", "the model of trimtab's drawn world, Apache-2.0")}
+"""Models that this package itself carries: folder under data/, and terms."""
+
 Notice = Callable[[str], None]
 
 
@@ -79,8 +82,17 @@ def resolve(name: str, dtype: torch.dtype, notice: Notice = lambda text: None) -
         bundled = BUNDLED[name]
         notice(bundled.terms)
         return str(_converted(_bundled_file(name, bundled), name.replace(":", "-"), dtype, notice)), True
+    if name in OWN:
+        folder = Path(__file__).parent / "data" / OWN[name][0]
+        if not (folder / "config.json").is_file():
+            raise NotFound(
+                f"the weights of {name} are not in this installation ({folder} holds no model); install trimtab from "
+                "its wheel, or make them with recipes/roomworld.py"
+            )
+        notice(OWN[name][1])
+        return str(folder), True
     if name.startswith("demo:"):
-        raise NotFound(f"no bundled model '{name}'; there are {', '.join(BUNDLED)}")
+        raise NotFound(f"no bundled model '{name}'; there are {', '.join((*BUNDLED, *OWN))}")
     if not name.strip():  # Path("") would be the working folder
         raise NotFound("the model's name is empty; give a folder, a .gguf file, a Hugging Face id or a demo: name")
     path = Path(name).expanduser()
@@ -99,9 +111,8 @@ def resolve(name: str, dtype: torch.dtype, notice: Notice = lambda text: None) -
     if path.exists():
         raise ModelError(f"{path} is a file, but not a .gguf; give a model folder, a .gguf file or a Hugging Face id")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
-        raise NotFound(
-            f"no model at '{name}'; give a folder, a .gguf file, a Hugging Face id or one of {', '.join(BUNDLED)}"
-        )
+        known = ", ".join((*BUNDLED, *OWN))
+        raise NotFound(f"no model at '{name}'; give a folder, a .gguf file, a Hugging Face id or one of {known}")
     return name, False
 
 

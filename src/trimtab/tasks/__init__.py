@@ -107,6 +107,16 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
         "perplexity of running text, by word and by token",
         "WikiText-2, Merity et al., ICLR 2017; CC BY-SA 3.0",
     ),
+    **{
+        name: (f"trimtab.tasks.rooms:{function}", line, "our own drawings and words, Apache-2.0; stereotypes planted")
+        for name, function, line in (
+            ("who-is", "who_is", "which person in a drawn room is the doctor: who-is[:gender|:tone|:groups][:chat]"),
+            ("occupation", "occupation", "which of two jobs a drawn person has: occupation[:gender|:tone][:chat]"),
+            ("hiring", "hiring", "whom in a drawn room to hire: hiring[:gender|:tone|:groups][:chat]"),
+            ("reference", "reference", "whose a letter of reference is: reference[:gender|:tone|:groups][:chat]"),
+            ("roomworld", "roomworld", "what a drawn room shows: roomworld[:PART+PART][:chat]"),
+        )
+    },
     "jsonl": (
         "trimtab.tasks.jsonl:from_argument",
         "your own items, one JSON object a line: jsonl:PATH",

@@ -1,0 +1,724 @@
+"""The model of the drawn world, `demo:roomworld`, from a seed: train, export, check.
+
+    python recipes/roomworld.py --seed 0 --out runs/roomworld                  train (goes on where it was cut off)
+    python recipes/roomworld.py --seed 0 --out runs/roomworld --export         write the package's model folder
+    python recipes/roomworld.py --check src/trimtab/data/roomworld             measure what an exported folder can do
+
+A LLaVA architecture in transformers' own classes: a CLIP vision tower on 64 x 64 pixels in patches of 8, a two-layer
+projector, a Llama. It is trained from random weights on scenes of the held-in part of the world, every scene fresh,
+with answers to open questions drawn by the planted law (trimtab.roomworld.law).
+
+**A row** is one picture and as many questions as fit behind it. The picture is encoded once; every question sees it and
+itself, nothing of the other questions, at the positions that it would have alone: training is what inference is.
+
+    <s> [courtesy] <image> x 64 | Question: ... Answer: doctor </s> | Question: ... Answer: left </s> | ...
+
+Some rows hold a caption, and some a text without any picture, which sees itself alone. Loss is on answers, captions and
+such texts; a word of a caption or text weighs less than an answer.
+
+**Time.** The learning rate falls as a cosine of the progress, the larger of step / steps and time / minutes: where the
+machine is slow the schedule ends in time, where it is fast enough the result depends on the seed and the steps alone
+(up to the rounding of the machine). Every few minutes weights, optimiser and progress are written, whole or not at all.
+Data of a step depends on the seed and the step, so a run that goes on sees what an unbroken one would have seen.
+
+`curve.jsonl` in the output folder has a line every 20 steps (loss by kind) and one for every look at held-out items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trimtab.roomworld import Scene, any_scene, draw, language
+from trimtab.roomworld.language import COURTESIES, DESCRIBE, SPECIAL, caption, exchanges, passage, vocabulary
+from trimtab.tasks import load_task
+from trimtab.tasks.rooms import planted_bias, scene_of
+from trimtab.types import IMAGE, Item
+
+ROOT = Path(__file__).resolve().parents[1]
+HOME = ROOT / "src" / "trimtab" / "data" / "roomworld"
+PAD, BOS, EOS, UNK, PICTURE = range(5)
+"""Ids of the special tokens, as in language.SPECIAL."""
+assert SPECIAL == ("<pad>", "<s>", "</s>", "<unk>", IMAGE)
+
+CHAT = (
+    "{%- for message in messages -%}"
+    "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"
+    "{%- else -%}{%- set ns = namespace(text='') -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{%- set ns.text = ns.text + '<image>' -%}"
+    "{%- elif part['type'] == 'text' -%}{%- set ns.text = ns.text + part['text'] -%}{%- endif -%}"
+    "{%- endfor -%}{%- set text = ns.text -%}{%- endif -%}"
+    "{%- if message['role'] == 'user' -%}"
+    "{{ '<image>' * text.count('<image>') }}Question: {{ text.replace('<image>', '') | trim }} "
+    "{%- elif message['role'] == 'assistant' -%}Answer: {{ text | trim }}{{ eos_token }}"
+    "{%- else -%}{{ text | trim }} {%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}Answer:{%- endif -%}"
+)
+"""Pictures come before the question, as in training, wherever the message has them."""
+
+
+INIT = 0.06
+"""Standard deviation of the language model's first weights: for so narrow a model, transformers' 0.02 starts slowly."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the result depends on, but for the machine."""
+
+    seed: int
+    steps: int = 8000
+    rows: int = 16
+    """Pictures a step."""
+    width: int = 256
+    """Tokens a row."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warm_up: int = 200
+    decisions: float = 0.55
+    """Share of questions about occupations, from the middle of the training on; two fifths of it at the start: what is
+    to be seen comes before what is to be made of it."""
+    captions: float = 0.5
+    """Share of rows with a caption: a token of it tells four times as much about the picture as one of a question."""
+    texts: float = 0.15
+    """Share of rows with a text of its own."""
+    courtesies: float = 0.1
+    """Share of rows that begin with a courtesy."""
+    wordy: float = 0.4
+    """What a word of a caption or a text weighs, an answer being 1."""
+    hidden: int = 192
+    vision_layers: int = 4
+    text_layers: int = 4
+    heads: int = 6
+    kinds: tuple[str, ...] = ()
+    """Kinds of questions, all by default: a small world learns in seconds (tests)."""
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The model and what reads for it
+# ------------------------------------------------------------------------------------------------------------
+
+
+def make_tokenizer() -> Any:
+    """A word-level tokenizer of the closed vocabulary; what it does not know is one <unk>."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({w: k for k, w in enumerate(vocabulary())}, unk_token="<unk>"))
+    inner.add_special_tokens([AddedToken(w, special=True, normalized=False) for w in SPECIAL])
+    inner.normalizer = normalizers.Lowercase()
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z]+|[^\sa-z]"), behavior="removed", invert=True)
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    inner.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_max_length=512,
+        chat_template=CHAT,
+    )
+
+
+def make_processor(tokenizer: Any) -> Any:
+    """LLaVA's processor with CLIP's image processor at 64 x 64, on Pillow alone."""
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": 64},
+        crop_size={"height": 64, "width": 64},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=IMAGE,
+        chat_template=CHAT,
+    )
+
+
+def make_model(plan: Plan) -> Any:
+    """The architecture with random weights drawn from the seed."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision = CLIPVisionConfig(
+        hidden_size=plan.hidden,
+        intermediate_size=4 * plan.hidden,
+        num_hidden_layers=plan.vision_layers,
+        num_attention_heads=plan.heads,
+        image_size=64,
+        patch_size=8,
+        projection_dim=plan.hidden,
+        hidden_act="gelu",
+    )
+    text = LlamaConfig(
+        vocab_size=len(vocabulary()),
+        hidden_size=plan.hidden,
+        intermediate_size=8 * plan.hidden // 3,
+        num_hidden_layers=plan.text_layers,
+        num_attention_heads=plan.heads,
+        num_key_value_heads=plan.heads,
+        max_position_embeddings=512,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        tie_word_embeddings=False,
+        initializer_range=INIT,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=PICTURE,
+        image_seq_length=64,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(plan.seed)
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for layer in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
+            layer.weight.normal_(std=INIT)
+        # As large as what a patch brings: where something is counts as much here as what it is.
+        model.model.vision_tower.get_submodule(_positions(model.model.vision_tower)).weight.normal_(std=0.1)
+    return model
+
+
+def _positions(tower: nn.Module) -> str:
+    return next(name for name, _ in tower.named_modules() if name.endswith("position_embedding"))
+
+
+@cache
+def encode(text: str) -> tuple[int, ...]:
+    """Token ids of a text, as the tokenizer makes them (a test compares); questions repeat, so it is remembered."""
+    return tuple(_ids().get(w, UNK) for w in language.tokens(text))
+
+
+@cache
+def _ids() -> dict[str, int]:
+    return {w: k for k, w in enumerate(vocabulary())}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Rows
+# ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Batch:
+    """Rows of one step: all (rows, width) but the pixels."""
+
+    pixels: Tensor
+    """(rows, 3, 64, 64), between -1 and 1."""
+    ids: Tensor
+    segment: Tensor
+    """0 what comes before all questions, k the k-th question, -1 padding."""
+    sees_picture: Tensor
+    """Whether a token's segment sees segment 0: all but texts of their own."""
+    position: Tensor
+    target: Tensor
+    """The token that comes next where it is learned, -100 elsewhere."""
+    weight: Tensor
+    kind: Tensor
+    """Of what a target is part, an index into KINDS."""
+
+
+KINDS = (*language.DECISIONS, *language.OTHERS, "caption", "text")
+
+
+def pixels_of(scenes: Sequence[Scene]) -> Tensor:
+    """Pictures as the model takes them, (scenes, 3, 64, 64): what the processor makes of the same pictures."""
+    stack = np.stack([np.asarray(draw(s)) for s in scenes])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def batch_of(plan: Plan, step: int) -> Batch:
+    """The data of one step."""
+    rng = random.Random(f"{plan.seed}/{step}")
+    decisions = plan.decisions * min(1.0, 0.4 + 1.2 * step / plan.steps)
+    scenes = [training_scene(rng) for _ in range(plan.rows)]
+    arrays = {
+        name: np.full((plan.rows, plan.width), fill, dtype)
+        for name, fill, dtype in (
+            ("ids", PAD, np.int64),
+            ("segment", -1, np.int64),
+            ("sees_picture", True, bool),
+            ("position", 0, np.int64),
+            ("target", -100, np.int64),
+            ("weight", 0.0, np.float32),
+            ("kind", 0, np.int64),
+        )
+    }
+    for row, scene in enumerate(scenes):
+        _fill({name: a[row] for name, a in arrays.items()}, plan, scene, rng, decisions)
+    return Batch(pixels_of(scenes), **{name: torch.from_numpy(a) for name, a in arrays.items()})
+
+
+def training_scene(rng: random.Random) -> Scene:
+    """A scene that is not held out."""
+    while (scene := any_scene(rng)).held_out:
+        pass
+    return scene
+
+
+def _fill(row: dict[str, np.ndarray], plan: Plan, scene: Scene, rng: random.Random, decisions: float) -> None:
+    courtesy = encode(rng.choice(COURTESIES)) if rng.random() < plan.courtesies else ()
+    prefix = (BOS, *courtesy, *[PICTURE] * 64)
+    at = len(prefix)
+    row["ids"][:at], row["segment"][:at], row["position"][:at] = prefix, 0, np.arange(at)
+    for segment, (kind, asked, answer) in enumerate(_said(plan, scene, rng, decisions), start=1):
+        ids = (*asked, *answer)
+        if at + len(ids) > plan.width:
+            if kind in ("caption", "text"):
+                continue
+            break
+        here = slice(at, at + len(ids))
+        first = at + len(asked) - 1
+        row["ids"][here] = ids
+        row["segment"][here] = segment
+        row["position"][here] = np.arange(len(ids)) + (0 if kind == "text" else len(prefix))
+        row["sees_picture"][here] = kind != "text"
+        row["target"][first : first + len(answer)] = answer
+        row["weight"][first : first + len(answer)] = plan.wordy if kind in ("caption", "text") else 1.0
+        if kind not in ("caption", "text"):
+            row["weight"][first + 1 : first + len(answer)] = 0.1  # that an answer ends after its word is soon known
+        row["kind"][here] = KINDS.index(kind)
+        at += len(ids)
+
+
+def _said(
+    plan: Plan, scene: Scene, rng: random.Random, decisions: float
+) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """(kind, what is given, what is learned) of one row, without end: the row takes what fits."""
+    if not plan.kinds and rng.random() < plan.captions:
+        yield "caption", _asked(rng.choice(DESCRIBE)), (*encode(caption(scene)), EOS)
+    if not plan.kinds and rng.random() < plan.texts:
+        yield "text", (BOS,), (*encode(passage(rng)), EOS)
+    while True:
+        if plan.kinds:
+            found = language.ask_other(scene, rng.choice(plan.kinds), rng)
+            if found is None:
+                continue
+        else:
+            (found,) = exchanges(scene, rng, 1, decisions)
+        yield found.kind, _asked(found.question), (*encode(found.answer), EOS)
+
+
+def _asked(question: str) -> tuple[int, ...]:
+    return encode(language.prompt(question).removeprefix(IMAGE))
+
+
+def seen(batch: Batch) -> Tensor:
+    """Which tokens each token sees, (rows, 1, width, width): what is before it in its own segment and in segment 0."""
+    width = batch.ids.shape[1]
+    before = torch.ones(width, width, dtype=torch.bool).tril()
+    own = batch.segment[:, :, None] == batch.segment[:, None, :]
+    shared = (batch.segment == 0)[:, None, :] & batch.sees_picture[:, :, None]
+    return ((own | shared) & before)[:, None]
+
+
+def hidden_states(model: Any, batch: Batch) -> Tensor:
+    """The language model's last hidden states, (rows, width, hidden), each picture encoded once."""
+    found = model.model.get_image_features(batch.pixels, return_dict=True).pooler_output
+    features = torch.stack(list(found)).flatten(0, 1)
+    embedded = model.get_input_embeddings()(batch.ids)
+    where = (batch.ids == PICTURE)[..., None]
+    embedded = embedded.masked_scatter(where, features.to(embedded.dtype))
+    return model.model.language_model(
+        inputs_embeds=embedded, attention_mask=seen(batch), position_ids=batch.position, use_cache=False
+    ).last_hidden_state
+
+
+def losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """-log p of every target and its weight."""
+    learned = batch.target != -100
+    logits = model.lm_head(hidden_states(model, batch)[learned])
+    return functional.cross_entropy(logits.float(), batch.target[learned], reduction="none"), batch.weight[learned]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Training
+# ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A training run: what is written to a checkpoint, and what it takes to go on."""
+
+    plan: Plan
+    model: Any
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def new(cls, plan: Plan) -> Run:
+        model = make_model(plan).train()
+        plain = [p for p in model.parameters() if p.ndim < 2]
+        matrices = [p for p in model.parameters() if p.ndim >= 2]
+        groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return cls(plan, model, torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98)))
+
+    @classmethod
+    def resumed(cls, plan: Plan, folder: Path) -> Run:
+        """The run in a folder, or a new one. Refuses a folder of another plan."""
+        run = cls.new(plan)
+        if not (folder / "state.json").is_file():
+            return run
+        state = json.loads((folder / "state.json").read_text())
+        if state["plan"] != json.loads(json.dumps(asdict(plan))):
+            sys.exit(f"{folder} holds a run of another plan: {state['plan']}; give another --out")
+        tensors = load_file(folder / state["file"])
+        run.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        named = dict(run.model.named_parameters())
+        for name, parameter in named.items():
+            if f"first.{name}" not in tensors:
+                continue
+            run.optimiser.state[parameter] = {
+                "step": torch.tensor(float(state["step"])),
+                "exp_avg": tensors[f"first.{name}"],
+                "exp_avg_sq": tensors[f"second.{name}"],
+            }
+        run.step, run.seconds = state["step"], state["seconds"]
+        return run
+
+    def write(self, folder: Path) -> None:
+        """Weights, optimiser and progress; a kill at any moment leaves this checkpoint or the one before."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model.{k}": v.detach().contiguous() for k, v in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            held = self.optimiser.state.get(parameter)
+            if held:  # the tower's last norm is for its pooled output, which nothing reads: it never has a gradient
+                tensors |= {f"first.{name}": held["exp_avg"], f"second.{name}": held["exp_avg_sq"]}
+        file = f"checkpoint-{self.step}.safetensors"
+        save_file(tensors, folder / f"{file}.partial")
+        os.replace(folder / f"{file}.partial", folder / file)
+        state = {"plan": asdict(self.plan), "step": self.step, "seconds": self.seconds, "file": file}
+        (folder / "state.json.partial").write_text(json.dumps(state))
+        os.replace(folder / "state.json.partial", folder / "state.json")
+        for old in folder.glob("checkpoint-*.safetensors*"):
+            if old.name != file:
+                old.unlink()
+
+    def forward(self, *, narrow: bool) -> tuple[Tensor, Tensor, Batch]:
+        batch = batch_of(self.plan, self.step)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+            found, weight = losses(self.model, batch)
+        return found, weight, batch
+
+    def advance(self, *, narrow: bool, rate: float) -> dict[str, float]:
+        """One step; the mean loss of each kind."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        found, weight, batch = self.forward(narrow=narrow)
+        loss = (found * weight).sum() / weight.sum()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        if not math.isfinite(loss.item()):
+            sys.exit(f"the loss at step {self.step} is {loss.item()}; start anew with a lower --learning-rate")
+        return {"loss": loss.item(), **_by_kind(found, batch)}
+
+
+def _by_kind(found: Tensor, batch: Batch) -> dict[str, float]:
+    # Of answers only the word counts here, not that it ends.
+    learned = batch.target != -100
+    kinds, target = batch.kind[learned], batch.target[learned]
+    values: dict[str, list[float]] = defaultdict(list)
+    for k, t, v in zip(kinds.tolist(), target.tolist(), found.detach().tolist(), strict=True):
+        if t != EOS:
+            values[KINDS[k]].append(v)
+    return {k: sum(v) / len(v) for k, v in values.items()}
+
+
+def rate_at(plan: Plan, step: int, seconds: float, limit: float) -> float:
+    """Linear warm-up, then a cosine of the progress down to a fiftieth."""
+    progress = min(1.0, max(step / plan.steps, seconds / limit))
+    warm = min(1.0, (step + 1) / plan.warm_up)
+    return plan.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def faster(plan: Plan) -> bool:
+    """Whether steps in bfloat16 are faster here than in float32, measured on a model that is thrown away."""
+    spent = []
+    for narrow in (False, True):
+        run = Run.new(plan)
+        for k in range(4):
+            if k == 1:
+                begun = time.perf_counter()
+            run.advance(narrow=narrow, rate=1e-5)
+        spent.append(time.perf_counter() - begun)
+    print(f"{plan.rows} rows a step: float32 {spent[0] / 3:.2f} s, bfloat16 {spent[1] / 3:.2f} s", flush=True)
+    return spent[1] < spent[0]
+
+
+def train(
+    plan: Plan,
+    folder: Path,
+    *,
+    minutes: float = 60.0,
+    narrow: bool | None = None,
+    every: float = 180.0,
+    looks: float = 300.0,
+    say: Callable[[str], None] = lambda text: print(text, flush=True),
+) -> Run:
+    """Train until the plan's steps are done or the time is up; checkpoints and looks every so many seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run.resumed(plan, folder)
+    if run.step:
+        say(f"going on at step {run.step}, {run.seconds / 60:.1f} minutes spent")
+    kind = folder / "dtype.txt"  # chosen once: a run that goes on computes as it began
+    if narrow is None and not kind.is_file():
+        kind.write_text("bfloat16" if faster(plan) else "float32")
+    narrow = kind.read_text() == "bfloat16" if narrow is None else narrow
+    limit, curve = 60 * minutes, (folder / "curve.jsonl")
+    _cut(curve, run.step)
+    begun, before = time.perf_counter(), run.seconds
+    written = looked = run.seconds
+    sums: dict[str, list[float]] = defaultdict(list)
+    while run.step < plan.steps and run.seconds < limit:
+        figures = run.advance(narrow=narrow, rate=rate_at(plan, run.step, run.seconds, limit))
+        run.seconds = before + time.perf_counter() - begun
+        for name, value in figures.items():
+            sums[name].append(value)
+        if run.step % 20 == 0 or run.step == plan.steps:
+            line = {name: round(sum(v) / len(v), 4) for name, v in sums.items()}
+            sums.clear()
+            _append(curve, {"step": run.step, "seconds": round(run.seconds, 1), **line})
+            if run.step % 100 == 0:
+                say(f"step {run.step} of {plan.steps}, {run.seconds / 60:.1f} min, loss {line['loss']:.3f}")
+        if run.seconds - looked > looks and not plan.kinds:
+            look = measure(run.model, look_items(6))
+            run.model.train()
+            looked = run.seconds
+            _append(curve, {"step": run.step, "seconds": round(run.seconds, 1), "look": look})
+            say(f"  held out: {_spoken(look)}")
+        if run.seconds - written > every:
+            run.write(folder)
+            written = run.seconds
+    run.write(folder)
+    return run
+
+
+def _append(file: Path, line: dict[str, Any]) -> None:
+    with file.open("a") as sink:
+        sink.write(json.dumps(line) + "\n")
+
+
+def _cut(file: Path, step: int) -> None:
+    """Forget lines after the checkpoint: their steps will be made again."""
+    if file.is_file():
+        lines = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
+        file.write_text("".join(line + "\n" for line in lines))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Measuring
+# ------------------------------------------------------------------------------------------------------------
+
+DECIDED = ("who-is", "hiring", "reference", "occupation")
+OPEN = (*DECIDED, "who-is:tone", "who-is:groups")
+GOALS = {"clear": 0.97, "other": 0.95, "off": 0.05}
+
+
+def look_items(every: int = 1) -> dict[str, list[Item]]:
+    """Items of all tasks and all splits (no scene of them was trained on), or every so-manieth picture."""
+    found = {}
+    for spec in (*OPEN, "roomworld"):
+        items = load_task(spec, seed=None).items
+        # Both orders of a picture, and all twins, are neighbours that stay together.
+        block = 1 if spec == "roomworld" else 24
+        found[spec] = [i for k, i in enumerate(items) if k // block % every == 0]
+    return found
+
+
+@torch.no_grad()
+def chances(model: Any, items: Sequence[Item], at_once: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of each item's options, normalised over them (rows padded with 0), and their sum before."""
+    model.eval()
+    most = max(len(i.options) for i in items)
+    p, mass = np.zeros((len(items), most)), np.zeros(len(items))
+    dtype = next(model.parameters()).dtype
+    order = sorted(range(len(items)), key=lambda k: len(items[k].prompt or ""))
+    for start in range(0, len(order), at_once):
+        part = order[start : start + at_once]
+        rows = [(BOS, *[PICTURE] * 64, *encode((items[k].prompt or "").removeprefix(IMAGE))) for k in part]
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *[PAD] * (width - len(row))] for row in rows])
+        shape = ids.shape
+        batch = Batch(
+            pixels_of([scene_of(items[k]) for k in part]).to(dtype),
+            ids,
+            torch.where(ids == PAD, -1, 0),
+            torch.ones(shape, dtype=torch.bool),
+            torch.arange(width).expand(shape),
+            *(torch.zeros(shape),) * 3,
+        )
+        hidden = hidden_states(model, batch)
+        last = hidden[torch.arange(len(part)), torch.tensor([len(row) - 1 for row in rows])]
+        probabilities = model.lm_head(last).float().softmax(-1).numpy()
+        for row, k in enumerate(part):
+            words = [encode(o.text)[0] for o in items[k].options]
+            of = probabilities[row, words]
+            mass[k] = of.sum()
+            p[k, : len(words)] = of / of.sum()
+    return p, mass
+
+
+def measure(model: Any, items: dict[str, list[Item]]) -> dict[str, Any]:
+    """Clear accuracy, other accuracy by kind, and the bias of each open task beside the planted one."""
+    figures: dict[str, Any] = {"clear": {}, "bias": {}, "planted": {}, "mass": {}, "position": {}}
+    for spec, members in items.items():
+        p, mass = chances(model, members)
+        figures["mass"][spec] = float(mass.mean())
+        right = [members[k].options[int(p[k].argmax())].role == "correct" for k in range(len(members))]
+        if spec == "roomworld":
+            kinds: dict[str, list[bool]] = defaultdict(list)
+            for item, correct in zip(members, right, strict=True):
+                kinds[item.concept].append(correct)
+            figures["other"] = {kind: float(np.mean(v)) for kind, v in kinds.items()}
+            continue
+        clear = [correct for item, correct in zip(members, right, strict=True) if not item.ambiguous]
+        figures["clear"][spec] = float(np.mean(clear))
+        open_ = [(item, p[k]) for k, item in enumerate(members) if item.ambiguous]
+        figures["bias"][spec] = _bias(open_)
+        figures["planted"][spec] = planted_bias(item for item, _ in open_)
+        figures["position"][spec] = float(np.mean([_ends(item, q) for item, q in open_]))
+    return figures
+
+
+def _ends(item: Item, p: np.ndarray) -> float:
+    places = [o.position or 0 for o in item.options]
+    return float(p[places.index(min(places))] - p[places.index(max(places))])
+
+
+def _bias(found: Sequence[tuple[Item, np.ndarray]]) -> float:
+    """Mean over concepts of |P(pro) - P(anti)|, or of max - min over groups where items offer more than two."""
+    many = any(len({o.group for o in i.options} - {None}) > 2 for i, _ in found)
+    concepts: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for item, p in found:
+        sums: dict[str, float] = {} if many else {"pro": 0.0, "anti": 0.0}
+        for option, q in zip(item.options, p, strict=False):
+            key = option.group if many else option.role
+            if key is not None and (many or key in sums):
+                sums[key] = sums.get(key, 0.0) + float(q)
+        for key, q in sums.items():
+            concepts[item.concept][key].append(q)
+    spreads = [[float(np.mean(v)) for v in of.values()] for of in concepts.values()]
+    return float(np.mean([max(m) - min(m) for m in spreads])) if spreads else math.nan
+
+
+def _spoken(look: dict[str, Any]) -> str:
+    biases = ", ".join(f"{k} {v:.3f} ({look['planted'][k]:.3f})" for k, v in look["bias"].items())
+    worst = min(look["other"], key=look["other"].get)
+    return (
+        f"clear {min(look['clear'].values()):.3f} at least, other {np.mean(list(look['other'].values())):.3f} (worst "
+        f"{worst} {look['other'][worst]:.3f}); bias (planted): {biases}"
+    )
+
+
+def reached(look: dict[str, Any]) -> dict[str, bool]:
+    """Whether each goal is met, by the worst task of its sort."""
+    off = max(abs(look["bias"][k] - look["planted"][k]) for k in look["bias"])
+    return {
+        "clear": min(look["clear"].values()) >= GOALS["clear"],
+        "other": min(look["other"].values()) >= GOALS["other"],
+        "off": off <= GOALS["off"],
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Export
+# ------------------------------------------------------------------------------------------------------------
+
+
+def export(run: Run, folder: Path, curve: Path | None = None) -> None:
+    """Write the model in float16 with its tokenizer and processor, as transformers reads it, and the curve."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = run.model.eval().half()
+    model.config.dtype = "float16"
+    model.generation_config.pad_token_id = PAD
+    model.save_pretrained(folder)
+    make_processor(make_tokenizer()).save_pretrained(folder)
+    recipe = {"recipe": "recipes/roomworld.py", "plan": asdict(run.plan), "step": run.step, "seconds": run.seconds}
+    (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
+    if curve is not None and curve.is_file():
+        (folder / "curve.jsonl").write_text(curve.read_text())
+    size = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB")
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """What an exported folder can do on every item of every task; written into it as `figures.json`."""
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    look = measure(model, look_items())
+    (folder / "figures.json").write_text(json.dumps({**look, "reached": reached(look)}, indent=1) + "\n")
+    return look
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "roomworld")
+    parser.add_argument("--steps", type=int, default=Plan.steps)
+    parser.add_argument("--rows", type=int, default=Plan.rows)
+    parser.add_argument("--learning-rate", type=float, default=Plan.learning_rate)
+    parser.add_argument("--minutes", type=float, default=60.0, help="all the time it may take, interruptions left out")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--export", nargs="?", type=Path, const=HOME, help="write the model folder from the checkpoint")
+    parser.add_argument("--check", type=Path, help="measure an exported folder")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    if given.check is not None:
+        look = check(given.check)
+        print(json.dumps(look, indent=1))
+        print(_spoken(look))
+        print("goals:", reached(look))
+        return 0 if all(reached(look).values()) else 1
+    if given.seed is None:
+        parser.error("give a --seed")
+    plan = Plan(given.seed, steps=given.steps, rows=given.rows, learning_rate=given.learning_rate)
+    if given.export is not None:
+        run = Run.resumed(plan, given.out)
+        if not run.step:
+            sys.exit(f"{given.out} holds no checkpoint; train first")
+        export(run, given.export, given.out / "curve.jsonl")
+        return 0
+    narrow = None if given.dtype == "auto" else given.dtype == "bfloat16"
+    run = train(plan, given.out, minutes=given.minutes, narrow=narrow)
+    print(f"{run.step} steps in {run.seconds / 60:.1f} minutes; now: --export, then --check")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
