@@ -24,7 +24,7 @@ LEVELS = (
     ("steering", "capture", "tasks", "weights", "shelf"),
     ("model", "scoring", "packing", "artifact", "frontier", "contrasts", "ensemble"),
     ("learners", "evaluate", "export", "verdict"),
-    ("serve", "harness", "search", "report", "figures", "terminal"),
+    ("serve", "harness", "search", "report", "gallery", "figures", "terminal"),
     ("cli",),
 )
 """Rooms by level; a room imports rooms of lower levels. `frontier` and `weights` stand where their importers allow."""
@@ -34,6 +34,8 @@ WITHIN = {
     ("model", "packing"),
     ("scoring", "packing"),
     ("report", "figures"),
+    ("report", "gallery"),
+    ("gallery", "figures"),
     ("steering", "capture"),
     ("capture", "steering"),
 }
@@ -63,6 +65,7 @@ NEVER = {
         "frontier",
         "verdict",
         "report",
+        "gallery",
         "figures",
         "terminal",
         "runs",

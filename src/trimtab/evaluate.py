@@ -357,7 +357,7 @@ def _record(task: str, cell: Cell, item: Item, outcome: Outcome, prompt: str) ->
         tuple(o.group for o in item.options), tuple(o.position for o in item.options),
         outcome.p, outcome.mass, item.digest(),
         tuple(o.leans for o in item.options) if any(o.leans for o in item.options) else (),
-        outcome.logp, outcome.tokens, outcome.answer,
+        outcome.logp, outcome.tokens, outcome.answer, images=tuple(i.source for i in item.images),
     )  # fmt: skip
 
 

@@ -89,18 +89,25 @@ def opened(picture: Picture, *, item: str | None = None) -> Image:
     named = f"item {item!r}: " if item is not None else ""
     scheme = _scheme(picture)
     if scheme is not None:
-        words = picture.source.partition(":")[2]
-        room, _, function = SCHEMES[scheme].partition(":")
-        try:
-            image: Any = getattr(import_module(room), function)(words)
-        except TrimtabError as error:
-            raise BadItem(f"{named}image {picture.source!r} cannot be drawn: {error}") from error
-        return _rgb(image)
+        return _drawn(scheme, picture, named)
     file = Path(picture.source)
     try:
         return _decoded(image_module, _bytes(file, picture.digest))
     except _Flaw as flaw:
         raise BadItem(f"{named}image {picture.source!r} {flaw}") from flaw.__cause__
+
+
+def thumbnail(picture: Picture, size: int = 320) -> bytes:
+    """The picture for people to look at, as the bytes of a PNG of at most `size` pixels a side.
+
+    What a room draws is drawn at that size; a file is scaled down, and never up. Raises as `opened`.
+    """
+    scheme = _scheme(picture)
+    image = opened(picture) if scheme is None else _drawn(scheme, picture, "", size)
+    image.thumbnail((size, size))
+    out = io.BytesIO()
+    image.save(out, "PNG", optimize=True)
+    return out.getvalue()
 
 
 class _Flaw(Exception):
@@ -114,6 +121,16 @@ def _absolute(path: str | Path) -> Path:
 def _scheme(picture: Picture) -> str | None:
     scheme, colon, _ = picture.source.partition(":")
     return scheme if colon and scheme in SCHEMES else None
+
+
+def _drawn(scheme: str, picture: Picture, named: str, *size: int) -> Image:
+    """What a room draws of a picture's words, at its own size unless one is given."""
+    room, _, function = SCHEMES[scheme].partition(":")
+    try:
+        image: Any = getattr(import_module(room), function)(picture.source.partition(":")[2], *size)
+    except TrimtabError as error:
+        raise BadItem(f"{named}image {picture.source!r} cannot be drawn: {error}") from error
+    return _rgb(image)
 
 
 def _pillow() -> Any:

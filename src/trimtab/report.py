@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from trimtab import figures, metrics
+from trimtab import figures, gallery, metrics
 from trimtab.errors import NotFound, UsageError
 from trimtab.figures import Axis, Dot, Span, Track
 from trimtab.runs import write_whole
@@ -97,6 +97,7 @@ _SECTIONS = (
     ("verdict", "Verdict"),
     ("frontier", "Bias against capability"),
     ("dial", "The dial"),
+    ("pictures", "Pictures"),
     ("concepts", "By concept"),
     ("reliability", "How far to trust it"),
     ("table", "All figures"),
@@ -113,6 +114,7 @@ def _page(run: Run) -> str:
         "verdict": _each(run, _verdict_html),
         "frontier": _each(run, _frontier_html),
         "dial": _each(run, _dial_html),
+        "pictures": _each(run, gallery.html) if gallery.shows_pictures(run) else "",
         "concepts": _each(run, _concepts_html),
         "reliability": _each(run, _reliability_html),
         "table": _each(run, _table_html),
@@ -120,10 +122,11 @@ def _page(run: Run) -> str:
         "items": _each(run, _items_html),
         "method": _method_html(run),
     }
-    nav = "".join(f'<a href="#{key}">{name}</a>' for key, name in _SECTIONS)
+    shown = [(key, name) for key, name in _SECTIONS if bodies[key]]
+    nav = "".join(f'<a href="#{key}">{name}</a>' for key, name in shown)
     sections = "".join(
         f'<section id="{key}" aria-labelledby="{key}-h"><h2 id="{key}-h">{name}</h2>{bodies[key]}</section>'
-        for key, name in _SECTIONS
+        for key, name in shown
     )
     tasks = "; ".join(
         f"{escape(str(t['name']))}" + (f" ({escape(str(t['split']))} split)" if t.get("split") else "")
@@ -134,7 +137,7 @@ def _page(run: Run) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         # The page must not phone anyone, whatever text a model or a data set put into it.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
         f'<meta name="color-scheme" content="light dark"><title>{escape(title)}: trimtab report</title>'
         f'<style>{_css()}</style></head><body><header><p class="kicker">{kicker}</p>'
         f'<h1>{escape(title)}</h1><p class="sub">Model {escape(str(model))}'

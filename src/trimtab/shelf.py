@@ -21,7 +21,7 @@ Cell = tuple[str, float]
 """An arm and a strength."""
 AnyRecord = Record | TextRecord | SampleRecord
 _NAMES: dict[type, str] = {Record: "item", TextRecord: "text", SampleRecord: "sample"}
-_UNUSED = {"prompt": "", "logp": (), "tokens": (), "options": ()}
+_UNUSED = {"prompt": "", "logp": (), "tokens": (), "options": (), "images": ()}
 """Fields of an item's record that no figure reads, and what stands for them."""
 _R = TypeVar("_R", bound=AnyRecord)
 

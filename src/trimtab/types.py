@@ -243,6 +243,8 @@ class Record:
     """What the model said, where an answer was generated and read; None where options were scored."""
     seconds: float = 0.0
     """Its share of the time that the items measured together with it took."""
+    images: tuple[str, ...] = ()
+    """Sources of the item's pictures."""
 
 
 @dataclass(frozen=True, slots=True)
