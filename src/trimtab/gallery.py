@@ -22,7 +22,7 @@ from typing import Any
 from trimtab import figures, pictures
 from trimtab.errors import TrimtabError
 from trimtab.types import IMAGE, Picture, Record
-from trimtab.verdict import Run, as_strength, as_text
+from trimtab.verdict import Run, as_strength
 
 SCENES, SETTLED, TWINS = 6, 3, 4
 SIZE = 320
@@ -51,9 +51,9 @@ def html(run: Run, task: Mapping[str, Any]) -> str:
     out = []
     if scenes:
         out.append(
-            "<p>Where the picture does not tell, the answer should not follow the stereotype: the two people should be "
-            "about as likely. These are the concepts on which the base is most uneven; of each, the picture on which "
-            "it leans as it does on average.</p>"
+            "<p>Where the picture does not tell, the answer should not follow the stereotype: those between whom "
+            "nothing decides should be about as likely. These are the concepts on which the base is most uneven; of "
+            "each, the picture on which it leans as it does on average.</p>"
         )
         out.append(_cards(_card(r, stops, by) for r in scenes))
     if settled:
@@ -140,8 +140,13 @@ def _twins(records: Sequence[Record]) -> list[tuple[Record, Record]]:
 
 
 def _one_apart(a: str, b: str) -> bool:
+    """Whether two ids differ in one word that says something: not a number, nor two orders such as "ab" and "ba"."""
     one, other = a.replace("/", "-").split("-"), b.replace("/", "-").split("-")
-    return len(one) == len(other) and sum(x != y for x, y in zip(one, other, strict=True)) == 1
+    differ = [(x, y) for x, y in zip(one, other, strict=False) if x != y]
+    if len(one) != len(other) or len(differ) != 1:
+        return False
+    x, y = differ[0]
+    return not x.isdigit() and sorted(x) != sorted(y)
 
 
 def _apart(a: Record, b: Record) -> float:
@@ -182,7 +187,7 @@ def _table(record: Record, stops: Sequence[float], by: By) -> str:
 
 
 def _cell(p: float, strength: float) -> str:
-    return f"<td>{as_text(p, 'percent')}{figures.bar(p, 'base' if strength == 0 else 'steering')}</td>"
+    return f"<td>{round(100 * p)}{figures.bar(p, 'base' if strength == 0 else 'steering')}</td>"
 
 
 def _pair(a: Record, b: Record, stops: Sequence[float], by: By) -> str:

@@ -137,7 +137,8 @@ def _page(run: Run) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         # The page must not phone anyone, whatever text a model or a data set put into it.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        'img-src data:">'
         f'<meta name="color-scheme" content="light dark"><title>{escape(title)}: trimtab report</title>'
         f'<style>{_css()}</style></head><body><header><p class="kicker">{kicker}</p>'
         f'<h1>{escape(title)}</h1><p class="sub">Model {escape(str(model))}'
