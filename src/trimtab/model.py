@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, overload
@@ -15,12 +16,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trimtab import capture, memory, scoring, sites
-from trimtab.errors import BadItem, FingerprintMismatch, ModelError, NoChatTemplate, NotFound, StrengthError, UsageError
+from trimtab.errors import (
+    BadItem,
+    FingerprintMismatch,
+    ModelError,
+    NoChatTemplate,
+    NotFound,
+    StrengthError,
+    TrimtabError,
+    UsageError,
+)
 from trimtab.packing import Layout, hidden_at
 from trimtab.reading import named
 from trimtab.scoring import Encoded, Prepared, Readout
-from trimtab.steering import Dial, Steering, Strength, attach
-from trimtab.types import Example, Item, Message, Outcome, Per
+from trimtab.steering import Dial, Positions, Steering, Strength, attach
+from trimtab.types import IMAGE, Example, Item, Message, Outcome, Per, Picture
+from trimtab.vision import FIRST, SIGHTS, Eyes, processor_of
 from trimtab.weights import Notice, hub_answers, resolve
 
 Prompt = str | Sequence[Message]
@@ -34,6 +45,8 @@ PACKED_AT_ONCE = 1024
 POOLED_AT_ONCE = 512
 """Rows whose pooled activations are laid out together, at most: equal rows take no tokens, but room of their own."""
 
+ENCODED = 1 << 15
+"""Items with images whose tokens are kept."""
 TEXT_AT_ONCE = 8192
 """Tokens a pass of running text, at most: its last hidden states are all kept."""
 WINDOW = 2048
@@ -70,14 +83,14 @@ def load(
 ) -> SteerableModel:
     """Load a causal language model by Hugging Face id, folder, `.gguf` file or bundled name, frozen, in eval mode.
 
-    Never reaches for a network when the files are here. `notice` is told of licence terms and slow one-off work.
-    Raises NotFound (no such model), ModelError (not a model, damaged, out of memory), MissingExtra (GGUF support),
-    UsageError (unknown dtype or device).
+    A config of a vision-language model (vision.SIGHTS) is loaded with its vision part and its processor. Never reaches for a network when the files are here. `notice` is told of licence terms and slow one-off work.
+    Raises NotFound (no such model), ModelError (not a model, damaged, out of memory), MissingExtra (GGUF support, or an
+    image processor that Pillow alone does not do), UsageError (unknown dtype or device).
     """
     where = device or default_device()
     kind = _dtype(dtype) if dtype is not None else default_dtype(_device(where))
     source, local = resolve(name, kind, notice)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
     options: dict[str, Any] = {"local_files_only": local or not hub_answers()}
@@ -88,11 +101,17 @@ def load(
     try:
         # Where PEFT is installed transformers looks for an adapter too, in a call that does not hear local_files_only.
         adapters = {"local_files_only": options["local_files_only"]}
-        hf = AutoModelForCausalLM.from_pretrained(source, dtype=kind, adapter_kwargs=adapters, **options)
+        config = AutoConfig.from_pretrained(source, **options)
+        sees = _sees(config, name)
+        made = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        hf = made.from_pretrained(source, dtype=kind, adapter_kwargs=adapters, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        processor = processor_of(source, config, tokenizer, **options) if sees else None
+    except TrimtabError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if local:
-            raise ModelError(f"{source} cannot be loaded as a causal language model: {_one_line(error)}") from error
+            raise ModelError(f"{source} cannot be loaded as a language model: {_one_line(error)}") from error
         raise NotFound(
             f"no model '{name}': it is no folder, .gguf file or bundled name, and the Hugging Face hub did not give it "
             f"({_one_line(error)})"
@@ -102,18 +121,41 @@ def load(
     finally:
         if bars:
             hf_logging.enable_progress_bar()
-    return SteerableModel(hf.to(_device(where)), tokenizer, name)
+    return SteerableModel(hf.to(_device(where)), tokenizer, name, processor)
+
+
+def _sees(config: Any, name: str) -> bool:
+    """Whether a config is that of a vision-language model. Raises ModelError for one of a family that is not known."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    if getattr(config, "vision_config", None) is None or type(config) not in AutoModelForImageTextToText._model_mapping:
+        return False
+    if config.model_type in SIGHTS:
+        return True
+    if type(config) in AutoModelForCausalLM._model_mapping:  # its words alone, as before
+        return False
+    raise ModelError(
+        f"{name} is a vision-language model of the family '{config.model_type}', which is not known here; known are "
+        f"{', '.join(sorted(SIGHTS))}"
+    )
 
 
 class SteerableModel:
-    """A frozen causal language model, its tokenizer, and the calls that scoring, learning and chatting need."""
+    """A frozen causal language model, its tokenizer, and the calls that scoring, learning and chatting need.
 
-    def __init__(self, hf: nn.Module, tokenizer: Any, name: str) -> None:
+    With a `processor` it is a vision-language model: items may show images.
+    """
+
+    def __init__(self, hf: nn.Module, tokenizer: Any, name: str, processor: Any = None) -> None:
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self._dials: list[Dial] = []
         self._fingerprint: tuple[int, str] | None = None
+        self.processor = processor
+        """Of a vision-language model; None of one that reads words alone."""
+        self.eyes = None if processor is None else Eyes(hf, processor, name)
+        self._encoded: OrderedDict[tuple[str, str | None], Encoded] = OrderedDict()
         # Batched generation reads its next token from the last column.
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
@@ -128,8 +170,13 @@ class SteerableModel:
 
     @property
     def body(self) -> nn.Module:
-        """The language backbone: ids in, last hidden state out."""
-        return self.hf.base_model  # type: ignore[return-value]
+        """The language backbone: ids in, last hidden state out; of a vision-language model without its tower."""
+        return self.hf.base_model if self.eyes is None else self.eyes.backbone  # type: ignore[return-value]
+
+    @property
+    def sees(self) -> bool:
+        """Whether items may show it images."""
+        return self.eyes is not None
 
     @property
     def readout(self) -> Readout:
@@ -137,7 +184,9 @@ class SteerableModel:
         head = self.hf.get_output_embeddings()  # type: ignore[operator]
         if head is None:
             raise ModelError(f"{self.name} ({type(self.hf).__name__}) has no unembedding, so it cannot score text")
-        return Readout(head, self._text_config())
+        # The class around a vision tower unembeds without its language model's scales and caps, but for PaliGemma's.
+        plain = self.eyes is not None and not self.eyes.sight.caps
+        return Readout(head, object() if plain else self._text_config())
 
     @property
     def device(self) -> torch.device:
@@ -157,7 +206,8 @@ class SteerableModel:
     @property
     def chats(self) -> bool:
         """Whether it has a chat template."""
-        return bool(getattr(self.tokenizer, "chat_template", None))
+        held = self.tokenizer if self.eyes is None else self.eyes
+        return bool(getattr(held, "chat_template", None))
 
     def _text_config(self) -> Any:
         return self.hf.config.get_text_config()  # type: ignore[union-attr, operator]
@@ -184,14 +234,15 @@ class SteerableModel:
         *,
         beyond_range: bool = False,
         other_weights: bool = False,
+        positions: Positions | None = None,
     ) -> Iterator[Dial]:
         """Steer within the block: `h' = h + w (A h + c)` at the steering's sites, with w the strength.
 
-        A list gives one strength a row of the batch. Raises FingerprintMismatch where the steering was learned on other
+        `positions` limits it to the tokens of words or of images; without it the steering's card says which. A list gives one strength a row of the batch. Raises FingerprintMismatch where the steering was learned on other
         weights (`other_weights=True` overrides that, not the family or the width), and what `attach` raises.
         """
         self._require_made_for(steering, other_weights)
-        with attach(self.hf, steering, strength, beyond_range=beyond_range) as dial:
+        with attach(self.hf, steering, strength, beyond_range=beyond_range, positions=positions) as dial:
             self._dials.append(dial)
             try:
                 yield dial
@@ -199,11 +250,17 @@ class SteerableModel:
                 self._dials.remove(dial)
 
     def require(
-        self, steering: Steering, strength: Strength, *, beyond_range: bool = False, other_weights: bool = False
+        self,
+        steering: Steering,
+        strength: Strength,
+        *,
+        beyond_range: bool = False,
+        other_weights: bool = False,
+        positions: Positions | None = None,
     ) -> None:
         """Raise what `steer` would raise at its start, and leave the model as it is: for asking before long work."""
         self._require_made_for(steering, other_weights)
-        attach(self.hf, steering, strength, beyond_range=beyond_range).detach()
+        attach(self.hf, steering, strength, beyond_range=beyond_range, positions=positions).detach()
 
     def _require_made_for(self, steering: Steering, other_weights: bool) -> None:
         made_for = steering.card.get("model", {})
@@ -262,6 +319,8 @@ class SteerableModel:
 
     def _templated(self, turns: list[dict[str, str]]) -> str:
         try:
+            if self.eyes is not None:
+                return self.eyes.templated(turns)
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # jinja raises whatever the template's author chose
             raise ModelError(f"the chat template of {self.name} refuses this chat: {_one_line(error)}") from error
@@ -288,6 +347,8 @@ class SteerableModel:
         token: the option is then a text of its own, scored whole. Raises BadItem for options that tokenise alike and
         for prompts beyond the context.
         """
+        if any(item.images for item in items):
+            return self._encode_some_seen(items, instruction)
         texts: list[str] = []
         leads: list[tuple[int, ...]] = []
         for item in items:
@@ -302,6 +363,76 @@ class SteerableModel:
             self._parted(item, lead + next(ids), [lead + next(ids) for _ in item.options])
             for item, lead in zip(items, leads, strict=True)
         ]
+
+    def _encode_some_seen(self, items: Sequence[Item], instruction: str | None) -> list[Encoded]:
+        words = [n for n, item in enumerate(items) if not item.images]
+        found = dict(zip(words, self.encode([items[n] for n in words], instruction), strict=True))
+        for n, item in enumerate(items):
+            if item.images:
+                found[n] = self._encode_seen(item, instruction)
+        return [found[n] for n in range(len(items))]
+
+    def _encode_seen(self, item: Item, instruction: str | None) -> Encoded:
+        """One item with images; kept, for steps and strengths come back to it and its images cost the most."""
+        key = item.digest(), instruction
+        if key in self._encoded:
+            self._encoded.move_to_end(key)
+            return self._encoded[key]
+        eyes = self._require_eyes(item)
+        try:
+            stem = self._shown(item, instruction)
+            if eyes.sight.blocks == "prefix":  # what it answers is tokenised apart from what it is asked
+                (prompt,) = self.seen_tokens([stem], item.images)
+                tails = self.tokenizer([o.text.strip(" ") for o in item.options], add_special_tokens=False).input_ids
+                rows = [prompt, *(prompt + tuple(t) for t in tails)]
+            else:
+                chat = item.prompt is None
+                texts = [stem, *(_answered(stem, o.text, chat=chat) for o in item.options)]
+                rows = self.seen_tokens(texts, item.images)
+        except BadItem as error:
+            named = f"item '{item.id}'"
+            raise (error if named in str(error) else BadItem(f"{named}: {error}")) from error
+        self._encoded[key] = self._parted(item, rows[0], rows[1:])
+        if len(self._encoded) > ENCODED:
+            self._encoded.popitem(last=False)
+        return self._encoded[key]
+
+    def _shown(self, item: Item, instruction: str | None) -> str:
+        """The text that an item with images is: as `render` has it, with the family's placeholders where they stand."""
+        eyes = self._require_eyes(item)
+        what = f"item '{item.id}'"
+        if item.prompt is not None:
+            marked = eyes.marked(item.prompt, len(item.images), what).rstrip(" ")
+            return eyes.put_in(self.render(marked, instruction))
+        turns = list(item.messages or ())
+        whole = "".join(m.content for m in turns)
+        if IMAGE not in whole:
+            first = next((n for n, m in enumerate(turns) if m.role == "user"), 0)
+            turns[first] = Message(turns[first].role, IMAGE * len(item.images) + turns[first].content)
+        else:
+            eyes.marked(whole, len(item.images), what)
+        return self.render(turns, instruction)
+
+    def _require_eyes(self, item: Item | None = None) -> Eyes:
+        if self.eyes is None:
+            what = (
+                "an image" if item is None else f"item '{item.id}' shows {_counted(len(item.images), 'image')}, and it"
+            )
+            raise BadItem(
+                f"{what} cannot be shown to {self.name}, which reads words alone; give a vision-language model "
+                "(llava, qwen2_vl, gemma3, ...)"
+            )
+        return self.eyes
+
+    def seen_tokens(self, texts: Sequence[str], images: Sequence[Picture]) -> list[tuple[int, ...]]:
+        """Token ids of texts that all show the same images at the family's placeholders; the begin-of-text token once.
+
+        Raises BadItem for images that cannot be opened or placeholders of another number, ModelError for a processor
+        that does not fit the model.
+        """
+        start = self.start
+        rows = self._require_eyes().rows(texts, images)
+        return [row if not start or start[0] in row else (*start, *row) for row in rows]
 
     def example_tokens(self, examples: Sequence[Example], instruction: str | None = None) -> list[tuple[int, ...]]:
         """Token ids of examples: the prompt, or the chat with its answer begun, and behind it the answer's words.
@@ -339,7 +470,9 @@ class SteerableModel:
             )
         longest = max(map(len, wholes))
         if longest > self.context:
-            raise BadItem(f"item '{item.id}' needs {longest} tokens, {self.name} takes {self.context}")
+            seen = sum(i >= FIRST for i in prompt)
+            of_them = f", {seen} of them {_counted(len(item.images), 'image')}" if seen else ""
+            raise BadItem(f"item '{item.id}' needs {longest} tokens{of_them}; {self.name} takes {self.context}")
         return Encoded(prompt[:n], tuple(w[n:] for w in wholes))
 
     # -- scoring
@@ -399,7 +532,7 @@ class SteerableModel:
                 self.readout,
                 [encoded[n] for n in left],
                 tokens_per_batch=at_once,
-                share=not self._steers_rows(),
+                share=not self._steers_rows() and self._shares(encoded),
                 rows=self._rows if self._dials else None,
                 on_batch=on_batch,
             )
@@ -422,8 +555,12 @@ class SteerableModel:
         An answer that names no option, or several, has p 0 everywhere: an outcome of its own, never a guess.
         """
         self._require_a_strength_each(len(items), "items")
-        shown = [i.prompt.rstrip(" ") if i.prompt is not None else i.messages or () for i in items]
-        prompts = self.tokens([self.render(p, instruction) for p in shown])
+        words = [i for i in items if not i.images]
+        shown = [i.prompt.rstrip(" ") if i.prompt is not None else i.messages or () for i in words]
+        plain = iter(self.tokens([self.render(p, instruction) for p in shown]))
+        prompts = [
+            self.seen_tokens([self._shown(i, instruction)], i.images)[0] if i.images else next(plain) for i in items
+        ]
         order = sorted(range(len(items)), key=lambda n: len(prompts[n]))
         found: dict[int, Outcome] = {}
         for start in range(0, len(order), rows_at_once):
@@ -538,8 +675,20 @@ class SteerableModel:
         window, each row stands for itself.
         """
         window = getattr(self._text_config(), "sliding_window", None)
-        kernel = getattr(self.hf.config, "_attn_implementation", None)
+        kernel = getattr(self._attending().config, "_attn_implementation", None)
+        if self.eyes is not None and not self.eyes.sight.packs:
+            return False
         return self.family in sites.FAMILIES and kernel in ("eager", "sdpa") and (not window or longest <= window)
+
+    def _shares(self, encoded: Sequence[Encoded]) -> bool:
+        """Whether prompts that begin alike may continue from one cache."""
+        if self.eyes is None or self.eyes.sight.shares:
+            return True
+        return not any(i >= FIRST for e in encoded for i in e.prompt)
+
+    def _attending(self) -> Any:
+        """What attention kernels are set on: a vision tower keeps its own."""
+        return self.hf if self.eyes is None else self.eyes.backbone
 
     @property
     def tokens_at_once(self) -> int:
@@ -557,16 +706,16 @@ class SteerableModel:
 
         The fused kernel's backward pass took 2.5 times as long as all else together on rows of nine tokens.
         """
-        config = self.hf.config
-        before = getattr(config, "_attn_implementation", None)
+        attending = self._attending()
+        before = getattr(attending.config, "_attn_implementation", None)
         if self.device.type != "cpu" or longest > SHORT or before != "sdpa":
             yield
             return
-        self.hf.set_attn_implementation("eager")  # type: ignore[operator]
+        attending.set_attn_implementation("eager")
         try:
             yield
         finally:
-            self.hf.set_attn_implementation(before)  # type: ignore[operator]
+            attending.set_attn_implementation(before)
 
     @contextmanager
     def activation_checkpointing(self) -> Iterator[None]:
@@ -613,10 +762,12 @@ class SteerableModel:
     def generate(self, prompts: str | Sequence[Message], max_new_tokens: int = ..., **options: Any) -> str: ...
     @overload
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int = ..., **options: Any) -> list[str]: ...
-    def generate(self, prompts: Any, max_new_tokens: int = 40, **options: Any) -> str | list[str]:
+    def generate(
+        self, prompts: Any, max_new_tokens: int = 40, *, images: Any = None, **options: Any
+    ) -> str | list[str]:
         """Continue a prompt, or answer a chat; one text for one prompt, a list for a list.
 
-        `options` go to transformers' generate (do_sample, temperature, ...); without them decoding is greedy.
+        `images` are the pictures of the prompt, or a list of them for each prompt of a list. `options` go to transformers' generate (do_sample, temperature, ...); without them decoding is greedy.
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Message))
         batch: list[Prompt] = [prompts] if single else list(prompts)
@@ -624,10 +775,20 @@ class SteerableModel:
             raise UsageError("generate needs at least one prompt")
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        rows = self.tokens([self.render(p) for p in batch])
+        shown = [tuple(images or ())] if single else [tuple(i) for i in images or ([],) * len(batch)]
+        if len(shown) != len(batch):
+            raise UsageError(f"{len(shown)} lists of images for {len(batch)} prompts; give one for each, empty or not")
+        rows = [self._prompt_tokens(p, i) for p, i in zip(batch, shown, strict=True)]
         new = self.generate_ids(rows, max_new_tokens=max_new_tokens, **options)
         texts = [self.text(row) for row in new]
         return texts[0] if single else texts
+
+    def _prompt_tokens(self, prompt: Prompt, images: tuple[Picture, ...]) -> tuple[int, ...]:
+        if not images:
+            return self.tokens([self.render(prompt)])[0]
+        held = {"prompt": prompt} if isinstance(prompt, str) else {"messages": tuple(prompt)}
+        item = Item("prompt", (), "", "", True, images=images, **held)  # type: ignore[arg-type]
+        return self.seen_tokens([self._shown(item, None)], images)[0]
 
     def text(self, ids: Sequence[int]) -> str:
         """Tokens as text, special tokens left out."""
@@ -648,7 +809,10 @@ class SteerableModel:
         ids = torch.tensor([[pad] * (width - len(r)) + list(r) for r in rows], device=self.device)
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.device)
         settings = {"do_sample": False, "pad_token_id": pad, **options}
-        out = self.hf.generate(input_ids=ids, attention_mask=mask, **settings)[:, width:]  # type: ignore[operator]
+        with ExitStack() as stack:
+            if self.eyes is not None:
+                ids = stack.enter_context(self.eyes.prompts(ids))
+            out = self.hf.generate(input_ids=ids, attention_mask=mask, **settings)[:, width:]  # type: ignore[operator]
         config: Any = self.hf.generation_config
         stops = set(_as_list(config.eos_token_id)) | {self.tokenizer.eos_token_id}
         return [_until(row, stops, keep_stop) for row in out.tolist()]
@@ -666,6 +830,10 @@ def _answered(stem: str, answer: str, *, chat: bool) -> str:
     """A prompt without trailing spaces, or a chat, and its answer, with one space between where neither brings one."""
     space = bool(stem and answer) and not chat and not (answer[:1].isspace() or stem[-1:].isspace())
     return stem + (" " if space else "") + answer
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _until(row: list[int], stops: set[int | None], keep_stop: bool) -> list[int]:

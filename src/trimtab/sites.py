@@ -7,9 +7,13 @@
     layers.12.attn.proj_in    input of the attention output projection
     layers.12.out             output of block 12
     norm.final                output of the norm before the unembedding
+    vision.layers.3.out       the same points of a vision tower: norm.attn_in, attn.proj_in, norm.mlp_in, out
+    vision.norm.final         the tower's last norm, where its output is what is projected
+    projector.out             what images are to the language backbone
     module:PATH               output of any module, by its own name; module:PATH@input its first input
 
-A pattern may hold `*`, an inclusive range of layers (`layers.4-9.out`), and a comma for several patterns. The table
+Sites of the vision part are named by patterns that begin with `vision.` or `projector.`, and by no others: `*norm.*`
+is the backbone's norms in every model. A pattern may hold `*`, an inclusive range of layers (`layers.4-9.out`), and a comma for several patterns. The table
 below is the one place that knows how a family calls its parts. It sees modules and attributes only, never transformers.
 """
 
@@ -28,6 +32,9 @@ from trimtab.errors import SiteError, UnknownFamily
 
 NORMS = "*norm.*"
 """The pattern of every norm output of the backbone, the final norm included where there is one: what DSO steers."""
+IMAGES = "images_at"
+"""Attribute of a backbone that sees images: in the pass that runs, the (rows, tokens) at which it is given one; None in
+a pass over words alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,18 @@ class Family:
     proj: str = "self_attn.o_proj"
 
 
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """How one family of vision towers names its parts."""
+
+    layers: str
+    attn_in: str
+    mlp_in: str
+    proj: str
+    final: str | None = None
+    """The last norm, where what it puts out is what is projected."""
+
+
 _PRE = Family({"attn_in": "input_layernorm", "mlp_in": "post_attention_layernorm"})
 _SANDWICH = Family(
     {
@@ -51,7 +70,7 @@ _SANDWICH = Family(
         "mlp_out": "post_feedforward_layernorm",
     }
 )
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: dict[str, Family] = {
     "llama": _PRE,
     "mistral": _PRE,
     "gemma": _PRE,
@@ -70,6 +89,32 @@ FAMILIES: Mapping[str, Family] = {
         proj="self_attn.out_proj",
     ),
 }
+FAMILIES |= {
+    "qwen2_vl_text": _PRE,
+    "qwen2_5_vl_text": _PRE,
+    "qwen3_vl_text": _PRE,
+    "mllama_text_model": _PRE,
+}
+_CLIP = Tower("encoder.layers", "layer_norm1", "layer_norm2", "self_attn.out_proj")
+_SIGLIP = Tower("encoder.layers", "layer_norm1", "layer_norm2", "self_attn.out_proj", "post_layernorm")
+_QWEN = Tower("blocks", "norm1", "norm2", "attn.proj")
+TOWERS: Mapping[str, Tower] = {
+    "clip_vision_model": _CLIP,
+    "siglip_vision_model": _SIGLIP,
+    "idefics3_vision": _SIGLIP,
+    "smolvlm_vision": _SIGLIP,
+    "internvl_vision": Tower("encoder.layer", "layernorm_before", "layernorm_after", "attention.projection_layer"),
+    "qwen2_vl": _QWEN,
+    "qwen2_vl_vision": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen2_5_vl_vision": _QWEN,
+    "qwen3_vl": _QWEN,
+    "qwen3_vl_vision": _QWEN,
+    "mllama_vision_model": Tower(
+        "transformer.layers", "input_layernorm", "post_attention_layernorm", "self_attn.o_proj"
+    ),
+}
+PROJECTORS = ("multi_modal_projector", "connector", "visual.merger")
 _POST_NORM_OPT = Family(
     {"attn_out": "self_attn_layer_norm", "mlp_out": "final_layer_norm"},
     final="final_layer_norm",
@@ -129,7 +174,7 @@ def names(root: nn.Module) -> dict[str, Site]:
         after = [(n, a) for n, a in row.norms.items() if n != "attn_in"]
         for name, attribute in before:
             add(f"layers.{index}.norm.{name}", _child(block, attribute), "output", hidden)
-        proj = _child(block, row.proj)
+        proj = _child(block, row.proj) or _child(block, row.proj.replace("self_attn.", "cross_attn."))
         add(f"layers.{index}.attn.proj_in", proj, "input", input_width(proj))
         for name, attribute in after:
             add(f"layers.{index}.norm.{name}", _child(block, attribute), "output", hidden)
@@ -138,10 +183,61 @@ def names(root: nn.Module) -> dict[str, Site]:
     return found
 
 
+def vision_names(root: nn.Module) -> dict[str, Site]:
+    """Every named site of the vision part, in the order of the forward pass; none where the model has no such part."""
+    found: dict[str, Site] = {}
+    tower = _tower(root)
+    if tower is None:
+        return found
+    body, row = tower
+    width = getattr(getattr(root.config, "vision_config", None), "hidden_size", None)  # type: ignore[union-attr]
+    for index, block in enumerate(_child(body, row.layers)):  # type: ignore[arg-type]
+        parts: list[tuple[str, nn.Module | None, Literal["output", "input"]]] = [
+            ("norm.attn_in", _child(block, row.attn_in), "output"),
+            ("attn.proj_in", _child(block, row.proj), "input"),
+            ("norm.mlp_in", _child(block, row.mlp_in), "output"),
+            ("out", block, "output"),
+        ]
+        for name, module, side in parts:
+            if module is not None:
+                size = input_width(module) if side == "input" else _norm_width(_child(block, row.attn_in)) or width
+                label = f"vision.layers.{index}.{name}"
+                found[label] = Site(label, module, side, size)
+    if row.final is not None and (last := _child(body, row.final)) is not None:
+        found["vision.norm.final"] = Site("vision.norm.final", last, "output", _norm_width(last) or width)
+    for _, module in root.named_modules():
+        for path in PROJECTORS:
+            projector = _child(module, path)
+            if projector is not None and "projector.out" not in found:
+                found["projector.out"] = Site("projector.out", projector, "output", _hidden_size(root))
+    return found
+
+
+def vision_modules(root: nn.Module) -> list[nn.Module]:
+    """Every module of a vision-language model that has no part in the language backbone: tower, projector."""
+    inner = backbone(root)
+    language = {id(m) for m in inner.modules()}
+    above = {id(m) for _, m in root.named_modules() if any(c is inner for c in m.modules())}
+    head: Any = root.get_output_embeddings() if hasattr(root, "get_output_embeddings") else None
+    return [m for m in root.modules() if id(m) not in language and id(m) not in above and m is not head]
+
+
+def in_vision(name: str) -> bool:
+    """Whether a site's name, or a pattern, is of the vision part."""
+    return name.startswith(("vision.", "projector."))
+
+
 def find(root: nn.Module, pattern: str | Iterable[str]) -> list[Site]:
     """The sites that a pattern names, in the order of the forward pass; every part of it must match something."""
     parts = [p.strip() for p in pattern.split(",")] if isinstance(pattern, str) else list(pattern)
-    table = {} if all(p.startswith("module:") for p in parts) else names(root)
+    words, seen = {}, {}
+    if any(in_vision(p) for p in parts):
+        seen = vision_names(root)
+        if not seen:
+            raise SiteError(f"'{next(p for p in parts if in_vision(p))}' is of a vision part, which this model has not")
+    if not all(p.startswith("module:") or in_vision(p) for p in parts):
+        words = names(root)
+    table = {**seen, **words}
     chosen: dict[str, Site] = {}
     for part in parts:
         if part.startswith("module:"):
@@ -149,11 +245,12 @@ def find(root: nn.Module, pattern: str | Iterable[str]) -> list[Site]:
         else:
             expanded = _expand_ranges(part)
             accept = re.compile("|".join(fnmatch.translate(p) for p in expanded))
-            matches = [site for name, site in table.items() if accept.match(name)]
+            here = seen if in_vision(part) else words
+            matches = [site for name, site in here.items() if accept.match(name)]
             # A range that runs past the last layer is a slip, not a wish for fewer.
             for one in expanded if matches else ():
-                if not fnmatch.filter(table, one):
-                    raise _no_such_site(root, one, list(table))
+                if not fnmatch.filter(here, one):
+                    raise _no_such_site(root, one, list(here))
         if not matches:
             raise _no_such_site(root, part, list(table))
         chosen.update({site.name: site for site in matches})
@@ -205,6 +302,25 @@ def _child(module: nn.Module, path: str) -> nn.Module | None:
         if module is None:
             return None
     return module
+
+
+def _tower(root: nn.Module) -> tuple[nn.Module, Tower] | None:
+    """The vision tower and its row; None where the model, or the table, has none."""
+    config: Any = getattr(root, "config", None)
+    kind = str(getattr(getattr(config, "vision_config", None), "model_type", ""))
+    row = TOWERS.get(kind)
+    if row is None:
+        return None
+    for module in root.modules():
+        own: Any = getattr(module, "config", None)
+        if getattr(own, "model_type", None) == kind and isinstance(_child(module, row.layers), nn.ModuleList):
+            return module, row
+    return None
+
+
+def _norm_width(norm: nn.Module | None) -> int | None:
+    weight = getattr(norm, "weight", None)
+    return int(weight.shape[-1]) if weight is not None else None
 
 
 def _hidden_size(root: nn.Module) -> int | None:

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from trimtab import sites
-from trimtab.errors import SiteError, SteeringError, StrengthError, UnknownFamily
+from trimtab.errors import SiteError, SteeringError, StrengthError, UnknownFamily, UsageError
 from trimtab.interventions import Adapter, Diagonal, Intervention, LowRank
 
 Strength = float | int | Sequence[float] | Tensor
+Positions = Literal["all", "text", "image"]
+"""Which tokens are steered: all, those of words, or those at which an image is."""
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,11 @@ class Steering:
         """The strengths it was trained for; [0, 1] where the card is silent."""
         low, high = self.card.get("strength", {}).get("trained", (0.0, 1.0))
         return float(low), float(high)
+
+    @property
+    def positions(self) -> Positions:
+        """The tokens that it steers: what its card says, or all. Raises UsageError where the card says another word."""
+        return _positions(self.card.get("positions", "all"))
 
     def numbers(self) -> int:
         """How many numbers it holds."""
@@ -83,6 +91,8 @@ class _Voice:
     dial: Dial
     site: str
     group: tuple[Intervention, ...]
+    sees: bool = False
+    """Whether it stands inside the vision part, whose tokens are not the rows' own."""
     kept: dict[Any, list[tuple[Tensor | None, Tensor]]] = field(default_factory=dict)
     fired: bool = False
 
@@ -96,7 +106,7 @@ class _Voice:
         # `_zero` may not even be read there. `_off` may: a graph for it is compiled once.
         if self.dial._off or (not compiling and self.dial._zero):
             return out
-        w = self.dial._broadcast(h)
+        w = self.dial._broadcast(h, sees=self.sees)
         steered = out
         for intervention, (wa, wc) in zip(self.group, self._products(w, h, compiling), strict=True):
             if isinstance(intervention, Adapter):
@@ -107,7 +117,7 @@ class _Voice:
                 steered = steered + wc
             else:
                 steered = torch.addcmul(steered + wc, h, wa)
-        if compiling or (w.ndim and self.dial._some_zero):
+        if compiling or (w.ndim and (self.dial._some_zero or self.dial._mask is not None)):
             steered = torch.where(w == 0, out, steered)
         return steered
 
@@ -116,7 +126,10 @@ class _Voice:
         learning = any(t.requires_grad for i in self.group for t in i.tensors().values())
         # Not where there is one strength a token (while decoding, each step has another w of the same shape), nor where
         # rows are flattened into tokens (the products are as large as h).
-        keep = not (compiling or learning) and (self.dial._w.ndim == 0 or (self.dial._w.ndim == 1 and h.ndim > 2))
+        some = self.dial._mask is not None
+        keep = not (compiling or learning or some) and (
+            self.dial._w.ndim == 0 or (self.dial._w.ndim == 1 and h.ndim > 2)
+        )
         key = (h.dtype, h.device, w.shape)
         if keep and key in self.kept:
             return self.kept[key]
@@ -188,8 +201,17 @@ class Dial:
     turns, and that is not moved while it runs; a model over several devices has a copy on each further one.
     """
 
-    def __init__(self, root: nn.Module, steering: Steering, strength: Strength, *, beyond_range: bool) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        steering: Steering,
+        strength: Strength,
+        *,
+        beyond_range: bool,
+        positions: Positions | None = None,
+    ) -> None:
         self.steering = steering
+        self.positions = steering.positions if positions is None else _positions(positions)
         self._beyond_range = beyond_range
         self._w = torch.zeros((), device=_home(root))
         self._copies: dict[torch.device, Tensor] = {}
@@ -199,6 +221,8 @@ class Dial:
         self._select: Tensor | None = None
         self._rows_tokens: tuple[int, int] | None = None
         self._past = 0
+        self._mask: Tensor | None = None
+        """(rows, tokens) of the pass that runs, where it is limited to some: True where it steers."""
         self._attached: list[tuple[_SiteHook, _Voice]] = []
         self._voices: list[_Voice] = []
         self.strength = strength
@@ -217,19 +241,32 @@ class Dial:
             entry = sites.backbone(root)
         except UnknownFamily:
             entry = root
+        outside = {id(m) for m in sites.vision_modules(root)} if hasattr(entry, sites.IMAGES) else set()
+        self._refuse_positions(hasattr(entry, sites.IMAGES), [s for s in resolved if id(s.module) in outside])
         self._entry = entry.register_forward_pre_hook(self._on_forward, with_kwargs=True)
         for site in resolved:
             table = _hooks.setdefault(site.module, {})
             hook = table.get(site.side)
             if hook is None:
                 hook = table[site.side] = _SiteHook(site)
-            voice = _Voice(self, site.name, steering.interventions[site.name])
+            voice = _Voice(self, site.name, steering.interventions[site.name], id(site.module) in outside)
             hook.voices.append(voice)
             self._voices.append(voice)
             self._attached.append((hook, voice))
             # Now, not when it is first needed: a compiled graph would be compiled again for a copy that appeared in it.
             for p in site.module.parameters():
                 self._w_on(p.device)
+
+    def _refuse_positions(self, images: bool, vision: Sequence[sites.Site]) -> None:
+        if self.positions == "all":
+            return
+        if vision:
+            raise UsageError(
+                f"site '{vision[0].name}' is in the vision part, where a steering acts on whole images; leave positions "
+                f"'{self.positions}' to sites of the language backbone"
+            )
+        if self.positions == "image" and not images:
+            raise UsageError("this model is shown no images, so there are no image positions to steer; use 'all'")
 
     @property
     def fired(self) -> set[str]:
@@ -298,6 +335,40 @@ class Dial:
         finally:
             self._off = before
 
+    @contextmanager
+    def alone(self, row: int) -> Iterator[None]:
+        """Within it the strength is the one number of a row of the coming pass, whatever a pass holds.
+
+        For what is computed for that row apart from its tokens: its images.
+        """
+        before = self._select, self._rows_tokens, self._mask
+        if self._w.ndim:
+            self._select = torch.tensor(self._number_of(row), device=self._w.device)
+        self._rows_tokens, self._mask = None, None
+        self._forget()
+        try:
+            yield
+        finally:
+            self._select, self._rows_tokens, self._mask = before
+            self._forget()
+
+    def of_row(self, row: int) -> float:
+        """The strength of a row of the coming pass."""
+        return float(self._w if self._w.ndim == 0 else self._w[self._number_of(row)])
+
+    def _number_of(self, row: int) -> int:
+        if self._w.ndim == 2:
+            raise StrengthError("one strength a token cannot steer the vision part, where a row's tokens are not known")
+        chosen = row if self._select is None else int(self._select[row])
+        if chosen >= self._w.shape[0]:
+            raise StrengthError(f"{self._w.shape[0]} strengths for {chosen + 1} rows or more; give one a row")
+        return chosen
+
+    @property
+    def acts(self) -> bool:
+        """Whether it would change anything now."""
+        return not self._off and not self._zero
+
     @property
     def is_off(self) -> bool:
         """Whether it is within `off()`, or detached."""
@@ -315,10 +386,20 @@ class Dial:
             ids = kwargs.get("inputs_embeds")
         if ids is None and args and isinstance(args[0], Tensor):
             ids = args[0]
-        if ids is None or ids.ndim < 2 or self._w.ndim == 0 or self._off:
+        self._mask = None
+        if ids is None or ids.ndim < 2 or self._off:
             self._rows_tokens, self._past = None, 0
             return
         rows, tokens = ids.shape[:2]
+        if self.positions != "all":
+            images = getattr(module, sites.IMAGES, None)
+            if images is not None and images.shape == (rows, tokens):
+                self._mask = images if self.positions == "image" else ~images
+            elif self.positions == "image":
+                self._mask = torch.zeros(rows, tokens, dtype=torch.bool, device=self._w.device)
+        if self._w.ndim == 0:
+            self._rows_tokens, self._past = (None if self._mask is None else (rows, tokens)), 0
+            return
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
         w = self._rows_of_w(self._w.device)
@@ -341,16 +422,22 @@ class Dial:
         w = self._w_on(device)
         return w if self._select is None else w[self._select.to(device)]
 
-    def _broadcast(self, h: Tensor) -> Tensor:
-        """The strength, shaped to broadcast over the leading axes of h."""
-        if self._w.ndim == 0:
+    def _broadcast(self, h: Tensor, *, sees: bool = False) -> Tensor:
+        """The strength, shaped to broadcast over the leading axes of h; one number where h is an image's."""
+        if self._w.ndim == 0 and (self._mask is None or sees):
             return self._w_on(h.device)
-        w = self._rows_of_w(h.device)
+        w = self._rows_of_w(h.device) if self._w.ndim else self._w_on(h.device)
+        if sees:
+            if w.ndim:
+                raise StrengthError("rows of several strengths cannot be steered in the vision part in one pass")
+            return w
         if self._rows_tokens is not None:
             rows, tokens = self._rows_tokens
             if w.ndim == 2:
                 columns = torch.arange(self._past, self._past + tokens, device=w.device).clamp_(max=w.shape[1] - 1)
                 w = w[:, columns]
+            if self._mask is not None:
+                w = (w[:, None] if w.ndim == 1 else w) * self._mask.to(w)
             if h.ndim == 2 and h.shape[0] == rows * tokens:  # OPT flattens (rows, tokens) inside a block
                 w = (w if w.ndim == 2 else w[:, None].expand(rows, tokens)).reshape(-1)
         if h.shape[: w.ndim] != w.shape:
@@ -393,14 +480,39 @@ class Dial:
             )
 
 
-def attach(root: nn.Module, steering: Steering, strength: Strength = 1.0, *, beyond_range: bool = False) -> Dial:
+def attach(
+    root: nn.Module,
+    steering: Steering,
+    strength: Strength = 1.0,
+    *,
+    beyond_range: bool = False,
+    positions: Positions | None = None,
+) -> Dial:
     """Put a steering beside a model and return its dial; use it as a context manager or call `detach()`.
 
     `h' = h + w (A h + c)` at every site. Several dials may be attached at once: their deltas add, each computed from
-    the untouched activation. Raises SiteError (unknown site, other width), StrengthError (NaN, wrong number, outside
-    the trained range unless `beyond_range`), SteeringError (a compiled model, which would ignore the hooks).
+    the untouched activation. `positions` limits it to the tokens of words or of images; without it the card says which.
+    Raises SiteError (unknown site, other width), StrengthError (NaN, wrong number, outside
+    the trained range unless `beyond_range`), SteeringError (a compiled model, which would ignore the hooks), UsageError
+    (image positions of a model that sees none, or some positions of a site in the vision part).
     """
-    return Dial(root, steering, strength, beyond_range=beyond_range)
+    return Dial(root, steering, strength, beyond_range=beyond_range, positions=positions)
+
+
+def acting(modules: Iterable[nn.Module]) -> list[Dial]:
+    """The dials that would change what these modules compute now."""
+    found: dict[int, Dial] = {}
+    for module in modules if _hooks else ():
+        for hook in _hooks.get(module, {}).values():
+            found.update({id(voice.dial): voice.dial for voice in hook.voices if voice.dial.acts})
+    return list(found.values())
+
+
+def _positions(value: Any) -> Positions:
+    if value not in POSITIONS:
+        raise UsageError(f"positions {value!r} is not one of {', '.join(POSITIONS)}")
+    chosen: Positions = value
+    return chosen
 
 
 def _require_input(site: sites.Site, adapter: Adapter) -> None:

@@ -13,9 +13,11 @@ runs.
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -27,7 +29,7 @@ from trimtab.errors import SiteError, SteeringError, StrengthError, UsageError
 from trimtab.interventions import Adapter, Diagonal, Intervention, LowRank
 from trimtab.model import SteerableModel
 from trimtab.steering import Steering, Strength, attach
-from trimtab.types import SPLITS, Item, Option, Task
+from trimtab.types import SPLITS, Item, Option, Picture, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -99,11 +101,17 @@ TINY_FAMILIES: tuple[str, ...] = tuple(_CONFIGS)
 
 
 def ByteTokenizer(  # noqa: N802 - it stands for a class, but must be a plain one so that AutoTokenizer reads it back
-    *, chat: bool = True, begin: bool = True, words: Sequence[str] = (" he", " she", " they")
+    *,
+    chat: bool = True,
+    begin: bool = True,
+    words: Sequence[str] = (" he", " she", " they"),
+    marks: Sequence[str] = (),
+    named: Mapping[str, str] | None = None,
 ) -> PreTrainedTokenizerFast:
     """A real fast tokenizer: 256 bytes, three specials, and a few whole words so that tokens join across borders.
 
-    `chat=False` leaves the chat template out, `begin=False` the begin-of-text token before every text.
+    `chat=False` leaves the chat template out, `begin=False` the begin-of-text token before every text. `marks` are
+    further special tokens, and `named` says as which attributes a processor asks for some of them.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -125,8 +133,13 @@ def ByteTokenizer(  # noqa: N802 - it stands for a class, but must be a plain on
         inner.post_processor = processors.TemplateProcessing(
             single=f"{BEGIN} $A", pair=f"{BEGIN} $A $B", special_tokens=[(BEGIN, vocabulary[BEGIN])]
         )
-    specials = {"bos_token": BEGIN, "eos_token": END, "pad_token": PAD}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **specials, **({"chat_template": CHAT} if chat else {}))
+    specials: dict[str, Any] = {"bos_token": BEGIN, "eos_token": END, "pad_token": PAD}
+    if named:
+        specials["extra_special_tokens"] = dict(named)
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, **specials, **({"chat_template": CHAT} if chat else {}))
+    if marks:
+        made.add_tokens(list(marks), special_tokens=True)
+    return made
 
 
 def tiny(
@@ -160,18 +173,229 @@ def tiny(
     return SteerableModel(hf.to(dtype), tokenizer, f"tiny {family}")
 
 
+# -- models that see
+
+_CLIP_TOWER = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+    "projection_dim": 24,
+}
+_SIGLIP_TOWER = {
+    **{k: v for k, v in _CLIP_TOWER.items() if k != "projection_dim"},
+    "model_type": "siglip_vision_model",
+    "vision_use_head": False,
+}
+_IDEFICS_TOWER = {k: v for k, v in _SIGLIP_TOWER.items() if k not in ("model_type", "vision_use_head")}
+_QWEN_TOWER = {"depth": 2, "num_heads": 2, "patch_size": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
+_ROPE_3D = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+_PINPOINTS = [[8, 16], [16, 8], [16, 16]]
+
+
+@dataclass(frozen=True)
+class _Sighted:
+    """How a family's tiny model is made: its config, and the parts of its processor."""
+
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    processor: str
+    image_processor: str
+    mark: str = "<image>"
+    """What stands for an image in a text."""
+    config: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the processor."""
+    images: dict[str, Any] = field(default_factory=dict)
+    """Of the image processor."""
+    marks: tuple[str, ...] = ()
+    named: dict[str, str] = field(default_factory=dict)
+    token: str = "image_token_id"
+    """What its config calls the id of an image's positions."""
+    position: str | None = None
+    """The token at an image's positions, where it is another than `mark`."""
+    around: tuple[str, str] = ("", "")
+
+
+_QWEN_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+_IDEFICS_MARKS = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>", "<video>")
+_IDEFICS_MARKS += tuple(f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4))
+_SQUARE = {"height": 8, "width": 8}
+_VISION: dict[str, _Sighted] = {
+    "llava": _Sighted(
+        {"model_type": "llama", **_COMMON}, _CLIP_TOWER, "LlavaProcessor", "CLIPImageProcessorPil",
+        settings={"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
+        images={"size": {"shortest_edge": 8}, "crop_size": _SQUARE}, marks=("<image>",),
+    ),
+    "llava_next": _Sighted(
+        {"model_type": "mistral", **_COMMON, **_PER_HEAD}, _CLIP_TOWER, "LlavaNextProcessor",
+        "LlavaNextImageProcessorPil", config={"image_grid_pinpoints": _PINPOINTS},
+        settings={"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
+        images={"size": {"shortest_edge": 8}, "crop_size": _SQUARE, "image_grid_pinpoints": _PINPOINTS},
+        marks=("<image>",),
+    ),
+    "llava_onevision": _Sighted(
+        {"model_type": "qwen2", **_COMMON}, _SIGLIP_TOWER, "LlavaOnevisionProcessor", "LlavaOnevisionImageProcessorPil",
+        config={"image_grid_pinpoints": _PINPOINTS},
+        settings={"num_image_tokens": 4, "vision_feature_select_strategy": "full"},
+        images={"size": _SQUARE, "image_grid_pinpoints": _PINPOINTS}, marks=("<image>", "<video>"),
+    ),
+    "qwen2_vl": _Sighted(
+        {**_COMMON, "rope_parameters": _ROPE_3D}, {**_QWEN_TOWER, "embed_dim": 16, "hidden_size": WIDTH},
+        "Qwen2VLProcessor", "Qwen2VLImageProcessorPil", mark="<|image_pad|>",
+        images={"patch_size": 2, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 16, "max_pixels": 96},
+        marks=_QWEN_MARKS, around=("<|vision_start|>", "<|vision_end|>"),
+    ),
+    "qwen2_5_vl": _Sighted(
+        {**_COMMON, "rope_parameters": _ROPE_3D},
+        {**_QWEN_TOWER, "hidden_size": 16, "intermediate_size": 24, "out_hidden_size": WIDTH, "window_size": 8,
+         "fullatt_block_indexes": [1]},
+        "Qwen2_5_VLProcessor", "Qwen2VLImageProcessorPil", mark="<|image_pad|>",
+        images={"patch_size": 2, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 16, "max_pixels": 96},
+        marks=_QWEN_MARKS, around=("<|vision_start|>", "<|vision_end|>"),
+    ),
+    "qwen3_vl": _Sighted(
+        {**_COMMON, **_PER_HEAD, "num_hidden_layers": 3, "rope_parameters": {**_ROPE_3D, "mrope_interleaved": True}},
+        {**_QWEN_TOWER, "hidden_size": 16, "intermediate_size": 24, "out_hidden_size": WIDTH,
+         "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
+        "Qwen3VLProcessor", "Qwen2VLImageProcessorPil", mark="<|image_pad|>",
+        images={"patch_size": 2, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 16, "max_pixels": 96},
+        marks=_QWEN_MARKS, around=("<|vision_start|>", "<|vision_end|>"),
+    ),
+    "gemma3": _Sighted(
+        {"model_type": "gemma3_text", **_CONFIGS["gemma3"][1], "sliding_window": 48},
+        {**_SIGLIP_TOWER, "image_size": 16}, "Gemma3Processor", "Gemma3ImageProcessorPil", mark="<boi>",
+        config={"mm_tokens_per_image": 4}, settings={"image_seq_length": 4},
+        images={"size": {"height": 16, "width": 16}}, position="<img>", token="image_token_index",
+        named={"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<img>"},
+    ),
+    "smolvlm": _Sighted(
+        {"model_type": "llama", **_COMMON}, _IDEFICS_TOWER, "SmolVLMProcessor", "SmolVLMImageProcessorPil",
+        config={"scale_factor": 2}, settings={"image_seq_len": 1},
+        images={"size": {"longest_edge": 16}, "max_image_size": {"longest_edge": 8}, "do_image_splitting": True},
+        marks=_IDEFICS_MARKS,
+    ),
+    "idefics3": _Sighted(
+        {"model_type": "llama", **_COMMON}, _IDEFICS_TOWER, "Idefics3Processor", "Idefics3ImageProcessorPil",
+        config={"scale_factor": 2}, settings={"image_seq_len": 1},
+        images={"size": {"longest_edge": 16}, "max_image_size": {"longest_edge": 8}, "do_image_splitting": True},
+        marks=_IDEFICS_MARKS,
+    ),
+    "paligemma": _Sighted(
+        {"model_type": "gemma2", **{**_CONFIGS["gemma2"][1], "sliding_window": 48}}, _SIGLIP_TOWER,
+        "PaliGemmaProcessor", "SiglipImageProcessorPil", config={"projection_dim": WIDTH, "hidden_size": WIDTH},
+        images={"size": _SQUARE, "image_seq_length": 4}, token="image_token_index", marks=("<image>",),
+    ),
+    "mllama": _Sighted(
+        {**_COMMON, "num_hidden_layers": 3, "cross_attention_layers": [1]},
+        {"hidden_size": 16, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2,
+         "intermediate_size": 24, "vision_output_dim": 32, "image_size": 8, "patch_size": 4, "max_num_tiles": 4,
+         "intermediate_layers_indices": [0],
+         "supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]},
+        "MllamaProcessor", "MllamaImageProcessorPil", mark="<|image|>",
+        images={"size": _SQUARE, "max_image_tiles": 4}, marks=("<|image|>", "<|python_tag|>"),
+        token="image_token_index",
+    ),
+    "internvl": _Sighted(
+        {"model_type": "qwen2", **_COMMON},
+        {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40,
+         "image_size": [8, 8], "patch_size": [4, 4]},
+        "InternVLProcessor", "GotOcr2ImageProcessorPil", mark="<IMG_CONTEXT>",
+        config={"downsample_ratio": 0.5, "image_seq_length": 1}, settings={"image_seq_length": 1},
+        images={"size": _SQUARE, "crop_to_patches": True, "min_patches": 1, "max_patches": 4},
+        named={"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+               "video_token": "<video>"},
+    ),
+}  # fmt: skip
+TINY_VISION_FAMILIES: tuple[str, ...] = tuple(_VISION)
+"""What `tiny_vision` can make: one for each row of the table in vision.py."""
+_SEEING_CHAT = (
+    "{{ bos_token }}{% for turn in messages %}[{{ turn.role }}] {% for part in turn.content %}"
+    "{% if part.type == 'image' %}MARK{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    + END
+    + "\n{% endfor %}{% if add_generation_prompt %}[assistant]\n{% endif %}"
+)
+
+
+def tiny_vision(
+    family: str, *, seed: int = 0, chat: bool = True, dtype: torch.dtype = torch.float32, **text: Any
+) -> SteerableModel:
+    """A randomly initialised vision-language model of one of `TINY_VISION_FAMILIES`, with its family's real processor.
+
+    `text` overrides settings of its language model's config. It opens pictures that `noise` makes, which are drawn when
+    they are looked at, and files. Raises UsageError for a family that is not known.
+    """
+    import transformers
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from trimtab import vision
+
+    if family not in _VISION:
+        raise UsageError(f"no tiny model of the family '{family}'; there are {', '.join(_VISION)}")
+    row = _VISION[family]
+    tokenizer = ByteTokenizer(chat=False, marks=row.marks, named=row.named)
+    tower = getattr(transformers, row.image_processor)(**row.images)
+    if "image_seq_length" in row.images:
+        tower.image_seq_length = row.images["image_seq_length"]
+    before, behind = row.around
+    template = {"chat_template": _SEEING_CHAT.replace("MARK", f"{before}{row.mark}{behind}")} if chat else {}
+    processor = vision.still(getattr(transformers, row.processor), tower, tokenizer, **row.settings, **template)
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    # Llama 3.2's embedding has 8 places more than its vocabulary, and the image token is there.
+    words = len(tokenizer)
+    made = AutoConfig.for_model(
+        family,
+        text_config={**row.text, **ids, "vocab_size": words, **text},
+        vision_config=row.vision,
+        tie_word_embeddings=False,
+        **{row.token: tokenizer.convert_tokens_to_ids(row.position or row.mark)},
+        **row.config,
+    )
+    state = torch.get_rng_state()
+    try:
+        hf = AutoModelForImageTextToText.from_config(made, dtype=torch.float32)
+    finally:
+        torch.set_rng_state(state)
+    _randomise(hf, seed)
+    model = SteerableModel(hf.to(dtype), tokenizer, f"tiny {family}", processor)
+    assert model.eyes is not None
+    files = model.eyes.opened
+    model.eyes.opened = lambda picture: _noise(picture) if picture.source.startswith("noise:") else files(picture)
+    return model
+
+
+def noise(width: int, height: int, seed: int = 0) -> Picture:
+    """A picture of random pixels, for the models that `tiny_vision` makes."""
+    source = f"noise:{width}x{height}:{seed}"
+    return Picture(source, hashlib.sha256(source.encode()).hexdigest())
+
+
+def _noise(picture: Picture) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    _, size, seed = picture.source.split(":")
+    width, height = map(int, size.split("x"))
+    # Coarse, so that what resizing leaves differs from picture to picture.
+    coarse = np.random.default_rng(int(seed)).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height))
+
+
 @torch.no_grad()
 def _randomise(hf: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for module in hf.modules():
         for name, p in module.named_parameters(recurse=False):
-            noise = torch.randn(p.shape, generator=generator)
+            drawn = torch.randn(p.shape, generator=generator)
             if p.ndim > 1 and isinstance(module, nn.Embedding):
-                p.copy_(noise * 0.5)
+                p.copy_(drawn * 0.5)
             elif p.ndim > 1:
-                p.copy_(noise * 1.5 / min(p.shape) ** 0.5)
+                p.copy_(drawn * 1.5 / max(2, min(p.shape)) ** 0.5)
             else:  # norms start at 1, or at 0 where the family adds 1; no weight may stay at its neutral value
-                p.add_(noise * (0.1 if name == "bias" else 0.3))
+                p.add_(drawn * (0.1 if name == "bias" else 0.3))
 
 
 def write_tiny_folder(

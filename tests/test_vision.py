@@ -1,0 +1,204 @@
+"""Images on every vision-language family: our numbers are those of transformers' own full forward pass.
+
+The oracle never sees a virtual id: it calls the family's processor with images and text, and the whole model with what
+comes out, one item at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from trimtab import model as model_room
+from trimtab import packing, scoring
+from trimtab.model import SteerableModel
+from trimtab.testing import BEGIN, TINY_VISION_FAMILIES, noise, random_steering, tiny_vision
+from trimtab.types import IMAGE, Item, Option
+
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+@pytest.fixture(scope="module", params=TINY_VISION_FAMILIES)
+def seeing(request: pytest.FixtureRequest) -> SteerableModel:
+    """A tiny model of each family, shared by the tests of this file."""
+    return tiny_vision(request.param, seed=2)
+
+
+def item(name: str, prompt: str, *images: Any, options: tuple[str, ...] = ("he", "she", "the man")) -> Item:
+    made = tuple(Option(text, role) for text, role in zip(options, ("pro", "anti", "neither"), strict=True))
+    return Item(name, made, "concept", "template", True, prompt=prompt, images=images)
+
+
+WIDE, TALL, SMALL = noise(20, 12, 1), noise(9, 30, 2), noise(8, 8, 3)
+ITEMS = (
+    item("wide", f"{IMAGE}who is the doctor?", WIDE),
+    item("tall", f"{IMAGE}who is the doctor?", TALL),
+    item("words", "the doctor said that"),
+    item("later", f"look: {IMAGE} who is it?", SMALL),
+    item("unmarked", "who is it", WIDE),
+    item("several", f"one {IMAGE} and two {IMAGE} are here", TALL, WIDE),
+    item("twice", f"one {IMAGE} and two {IMAGE} again", SMALL, SMALL),
+    item("side by side", f"{IMAGE}{IMAGE}both", WIDE, SMALL),
+    item("more words", "a longer text that shows nothing at all"),
+)
+BEGINS_ITSELF = ("paligemma", "mllama")
+"""Processors that put the begin-of-text token where it belongs."""
+
+
+def usable(model: SteerableModel) -> list[Item]:
+    # transformers merges images that touch into one block of Gemma 3; the processor never makes them touch.
+    return list(ITEMS)
+
+
+def family_of(model: SteerableModel) -> str:
+    return str(model.hf.config.model_type)
+
+
+def oracle_inputs(model: SteerableModel, one: Item, answer: str | None = None) -> tuple[Any, int]:
+    """What the processor makes of an item, and how many tokens behind the answer's end it adds."""
+    assert model.eyes is not None
+    assert one.prompt is not None
+    prompt = one.prompt if IMAGE in one.prompt else IMAGE * len(one.images) + one.prompt
+    before, behind = model.eyes.sight.around
+    text = prompt.replace(IMAGE, f"{before}{model.processor.image_token}{behind}")
+    own = family_of(model) in BEGINS_ITSELF and bool(one.images)
+    text = text if own else BEGIN + text
+    images = [[model.eyes.opened(p) for p in one.images]]
+    settings = {"add_special_tokens": False, "return_tensors": "pt"}
+    if not one.images:
+        return model.tokenizer([text + (f" {answer}" if answer else "")], **settings), 0
+    if family_of(model) == "paligemma":
+        suffix = {"suffix": [answer]} if answer else {}
+        made = model.processor(text=[text], images=images, **suffix, **settings)
+        made.pop("labels", None)
+        return made, 1 if answer else 0
+    return model.processor(text=[text + (f" {answer}" if answer else "")], images=images, **settings), 0
+
+
+@torch.no_grad()
+def oracle_logp(model: SteerableModel, one: Item, answer: str, tokens: int) -> float:
+    inputs, more = oracle_inputs(model, one, answer)
+    ids = inputs["input_ids"][0]
+    end = len(ids) - more
+    logp = model.hf(**inputs, use_cache=False).logits[0].float().log_softmax(-1)
+    return sum(float(logp[t - 1, ids[t]]) for t in range(end - tokens, end))
+
+
+@pytest.mark.parametrize("way", ["tries", "rows", "shared"])
+def test_scores_are_those_of_the_whole_model_item_by_item(seeing, way, monkeypatch):
+    """Batches of images of several sizes, several images, and words alone; packed, in plain rows, and from a cache."""
+    items = usable(seeing)
+    if way == "tries":
+        found = seeing.score(items)
+    elif way == "shared":
+        monkeypatch.setattr(model_room, "TRIES", 0)
+        monkeypatch.setattr(scoring, "PASS", 1)
+        found = seeing.score(items)
+    else:
+        steering = random_steering(seeing, "layers.0.out", "shift")
+        with seeing.steer(steering, [0.0] * len(items)) as dial:
+            found = seeing.score(items)
+            assert dial.fired
+    for one, outcome in zip(items, found, strict=True):
+        expected = [oracle_logp(seeing, one, o.text, n) for o, n in zip(one.options, outcome.tokens, strict=True)]
+        torch.testing.assert_close(torch.tensor(outcome.logp), torch.tensor(expected), **CLOSE, msg=one.id)
+
+
+def test_the_image_matters(seeing):
+    """The same words about another image have another answer; about the same one the same."""
+    items = [item(str(n), f"{IMAGE}who is it?", p) for n, p in enumerate((WIDE, TALL, WIDE))]
+    wide, tall, again = (torch.tensor(o.logp) for o in seeing.score(items))
+    assert (wide - tall).abs().max() > 1e-2
+    torch.testing.assert_close(wide, again, atol=1e-5, rtol=0)
+
+
+def test_an_image_is_encoded_once(seeing):
+    """However many items, strengths and steps come back to it."""
+    other = noise(12, 12, 77)
+    items = [item(f"{n}", f"{IMAGE}number {n}", other) for n in range(3)]
+    before = seeing.eyes.encoded
+    ready = seeing.prepared(items)
+    for _ in range(3):
+        seeing.score(items, prepared=ready)
+    seeing.score(items)
+    assert seeing.eyes.encoded == before + 1
+
+
+def test_generation_is_that_of_the_whole_model(seeing):
+    """Greedy, several prompts at once from a cache, against transformers' own generate with pixels, one at a time."""
+    items = usable(seeing)
+    outcomes = seeing.answer(items, max_new_tokens=6)
+    for one, outcome in zip(items, outcomes, strict=True):
+        inputs, _ = oracle_inputs(seeing, one)
+        alone = seeing.hf.generate(
+            **inputs, max_new_tokens=6, do_sample=False, pad_token_id=seeing.tokenizer.pad_token_id
+        )[0, inputs["input_ids"].shape[1] :].tolist()
+        ends = [seeing.tokenizer.eos_token_id]
+        alone = alone[: next((n for n, t in enumerate(alone) if t in ends), len(alone))]
+        assert outcome.answer == seeing.text(alone), one.id
+
+
+def test_generation_under_a_steering_is_that_of_full_passes(seeing):
+    """With a cache, rows of several strengths, left padding: what full passes over the growing rows choose."""
+    steering = random_steering(seeing, "*norm*", scale=0.2, seed=1)
+    rows = [e.prompt for e in seeing.encode(usable(seeing))]
+    strengths = [float(n % 3) / 2 for n in range(len(rows))]
+    with seeing.steer(steering, strengths):
+        found = seeing.generate_ids(rows, max_new_tokens=4)
+    for row, w, new in zip(rows, strengths, found, strict=True):
+        with seeing.steer(steering, w), torch.no_grad():
+            for token in new:
+                h = seeing.body(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0, -1:]
+                assert int(seeing.readout(h).argmax()) == token
+                row = (*row, token)
+
+
+def test_prepared_items_score_alike_at_every_strength(seeing):
+    steering = random_steering(seeing, "layers.1.*norm*", scale=0.3, seed=4)
+    items = usable(seeing)
+    ready = seeing.prepared(items)
+    for strength in (0.0, 0.5, 1.0):
+        with seeing.steer(steering, strength):
+            kept = seeing.score(items, prepared=ready)
+            anew = seeing.score(items)
+        for a, b in zip(kept, anew, strict=True):
+            assert a.logp == pytest.approx(b.logp, abs=1e-4)
+
+
+def test_gradients_are_those_of_full_passes(seeing):
+    """Through tries or plain rows as DSO has them, against the whole model with pixels."""
+    steering = random_steering(seeing, "*norm*", scale=0.1, seed=5)
+    tensors = [t for group in steering.interventions.values() for i in group for t in i.tensors().values()]
+    items = usable(seeing)
+    encoded = seeing.encode(items)
+    flat = scoring.flatten(encoded)
+
+    def ours() -> torch.Tensor:
+        hidden = packing.hidden_at(
+            flat.rows, flat.wanted, lambda layout, some: layout.run(seeing.body),
+            pack=seeing.packs(max(map(len, flat.rows))), device=seeing.device, tokens_at_once=4096,
+        )  # fmt: skip
+        return sum(s.logp.sum() for s in scoring.score_flat(seeing.readout, flat, hidden))
+
+    def theirs() -> torch.Tensor:
+        total = torch.zeros(())
+        for one, e in zip(items, encoded, strict=True):
+            for option, tokens in zip(one.options, e.options, strict=True):
+                inputs, more = oracle_inputs(seeing, one, option.text)
+                ids = inputs["input_ids"][0]
+                end = len(ids) - more
+                logp = seeing.hf(**inputs, use_cache=False).logits[0].log_softmax(-1)
+                total = total + sum(logp[t - 1, ids[t]] for t in range(end - len(tokens), end))
+        return total
+
+    for t in tensors:
+        t.requires_grad_(True)
+    found = []
+    for run in (ours, theirs):
+        with seeing.steer(steering, 1.0):
+            found.append(torch.autograd.grad(run(), tensors, allow_unused=True))
+    for mine, other in zip(*found, strict=True):
+        mine = torch.zeros_like(other) if mine is None else mine
+        torch.testing.assert_close(mine, other, atol=2e-3, rtol=1e-3)
