@@ -335,8 +335,10 @@ class SteerableModel:
     @property
     def start(self) -> tuple[int, ...]:
         """The tokens that every text begins with: the begin-of-text token, or none."""
-        marks = self.tokenizer("").input_ids
         bos = self.tokenizer.bos_token_id
+        if self.eyes is not None and self.eyes.sight.blocks == "prefix":
+            return (bos,)  # its processor has switched off the tokenizer's own way, to put the token behind the images
+        marks = self.tokenizer("").input_ids
         return (bos,) if bos is not None and marks[:1] == [bos] else ()
 
     def encode(self, items: Sequence[Item], instruction: str | None = None) -> list[Encoded]:

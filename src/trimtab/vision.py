@@ -740,7 +740,7 @@ def _spans(places: Sequence[int], tokens: int) -> list[tuple[int, int]]:
 
     Images that stand side by side are attended to together.
     """
-    ends = [*places[1:], tokens]
+    ends = [*places[1:], tokens][: len(places)]
     for k in range(len(places) - 1, -1, -1):
         if k + 1 < len(places) and places[k + 1] == places[k] + 1:
             ends[k] = ends[k + 1]
