@@ -22,7 +22,7 @@ LEVELS = (
     ("published",),
     ("interventions", "sites", "metrics", "runs", "neutral", "memory", "team", "selfdebias", "pictures"),
     ("steering", "capture", "tasks", "weights", "shelf"),
-    ("model", "scoring", "packing", "artifact", "frontier", "contrasts", "ensemble"),
+    ("model", "vision", "scoring", "packing", "artifact", "frontier", "contrasts", "ensemble"),
     ("learners", "evaluate", "export", "verdict"),
     ("serve", "harness", "search", "report", "gallery", "figures", "terminal"),
     ("cli",),
@@ -32,6 +32,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 WITHIN = {
     ("model", "scoring"),
     ("model", "packing"),
+    ("model", "vision"),
     ("scoring", "packing"),
     ("report", "figures"),
     ("report", "gallery"),
@@ -73,8 +74,8 @@ NEVER = {
         "pictures",
         "roomworld",
     ),
-    "learners": ("tasks", "contrasts", "artifact", "serve", "evaluate", "model"),
-    "tasks": ("learners", "model", "scoring", "metrics", "evaluate"),
+    "learners": ("tasks", "contrasts", "artifact", "serve", "evaluate", "model", "vision"),
+    "tasks": ("learners", "model", "vision", "scoring", "metrics", "evaluate"),
     "contrasts": ("learners", "tasks", "model"),
     "model": ("verdict", "report", "figures", "contrasts"),
 }

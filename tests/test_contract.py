@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from trimtab.testing import TINY_FAMILIES, DialContract, random_steering, tiny
+from trimtab.testing import TINY_FAMILIES, TINY_VISION_FAMILIES, DialContract, random_steering, tiny, tiny_vision
 
 CASES = [(family, "diagonal") for family in TINY_FAMILIES]
 CASES += [(family, kind) for family in ("llama", "opt") for kind in ("shift", "lowrank")]
@@ -46,3 +46,22 @@ for _family, _pattern in ADAPTED.items():
     _name = f"Test_{_family}_adapter"
     globals()[_name] = type(_name, (contract(_family, "adapter", _pattern),), {})
 Test_every_site_at_once = type("Test_every_site_at_once", (contract("gemma3", "diagonal", EVERYWHERE),), {})
+
+
+def seeing(family: str) -> type[DialContract]:
+    """Rows of images of several sizes among rows of words."""
+
+    class Case(DialContract):
+        no_compile = "where images stand is asked anew in every pass, which a compiled graph cannot do without a break"
+
+        def make_model(self):
+            return tiny_vision(family, seed=3)
+
+        def make_steering(self, model):
+            return random_steering(model, "*norm*", "diagonal", scale=0.2, seed=1)
+
+    return Case
+
+
+for _family in TINY_VISION_FAMILIES:
+    globals()[f"Test_sees_{_family}"] = type(f"Test_sees_{_family}", (seeing(_family),), {})

@@ -22,6 +22,7 @@ from trimtab.errors import ArtifactError, NotFound, UsageError
 from trimtab.interventions import Adapter, Diagonal, Intervention, LowRank
 from trimtab.runs import write_whole
 from trimtab.steering import Steering
+from trimtab.types import POSITIONS
 
 SCHEMA = 1
 OPERATION = "h' = h + w (A h + c)"
@@ -139,6 +140,8 @@ def _card(path: Path) -> dict[str, Any]:
     default = card.get("strength", {}).get("default", 1.0)
     if not (isinstance(default, int | float) and math.isfinite(default)):
         raise ArtifactError(f"{path}: the card's default strength {default!r} is not a finite number")
+    if card.get("positions", "all") not in POSITIONS:
+        raise ArtifactError(f"{path}: the card's positions {card['positions']!r} are not one of {', '.join(POSITIONS)}")
     if not isinstance(card.get("model", {}), Mapping):
         raise ArtifactError(f"{path}: the card's model entry is not an object")
     members = card.get("members", [])

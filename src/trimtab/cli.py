@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from trimtab import __version__, learners, terminal
 from trimtab.errors import NoChatTemplate, RunError, TrimtabError, UsageError
-from trimtab.types import BASELINES, MODES, PER
+from trimtab.types import BASELINES, MODES, PER, POSITIONS
 
 if TYPE_CHECKING:
     from trimtab.ensemble import Member
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """\
 exit codes: 0 done, 1 unexpected, 2 a value that cannot be used, 3 not found, 4 model or site, 5 steering refused,
 6 task, 7 run folder or disk, 8 an extra is missing, 130 interrupted (run the same command again to go on)"""
+WHERE = "which tokens are steered: all, those of words, or those at which an image is"
 STOPS = "0,0.25,0.5,0.75,1"
 OBJECTIVES = ("bias", "accuracy", "bias+capability")
 SAMPLERS = ("tpe", "nsga2", "random")
@@ -139,6 +140,7 @@ def _learn(args: argparse.Namespace) -> None:
 
     kind = learner(args.method)
     settings = kind(**_settings(args, kind))
+    positions = getattr(args, "positions", None)  # lora changes weights, which act at all of them
     out = Path(args.out)
     with owned(out):
         if (out / artifact.CARD).exists() and not args.force:
@@ -154,8 +156,12 @@ def _learn(args: argparse.Namespace) -> None:
             reward = _reward(args.reward) if args.reward else None
             more |= {"reward": reward, "checkpoint": checkpoint}
         model = _load(args)
+        if positions == "image" and not model.sees:
+            raise UsageError(f"--positions image: {model.name} is shown no images; use --positions all")
         with terminal.progress_line() as progress:
             steering = settings.fit(model, learned_from, seed=args.seed, **more, progress=progress)
+            if positions is not None:
+                steering = steering.at(positions)
             if task is not None and task.split("validation"):
                 steering = certify(model, task, steering, seed=args.seed, neutral=args.neutral, progress=progress)
         artifact.save(steering, out)
@@ -493,7 +499,11 @@ def _load(args: argparse.Namespace, name: str | None = None) -> SteerableModel:
 
 def _members_and_model(args: argparse.Namespace) -> tuple[list[Member], SteerableModel]:
     """The steerings, each with its own strength, and the model to put them on."""
+    from dataclasses import replace
+
     members = _members(args.steering, alone_as_it_is=args.strength is not None)
+    if args.positions is not None:
+        members = [replace(m, steering=m.steering.at(args.positions)) for m in members]
     stated = (m.steering.card.get("model", {}).get("id") for m in members)
     name = args.model or next((i for i in stated if i is not None), None)
     if name is None:
@@ -810,6 +820,7 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
             method.add_argument("--targets", help="modules to adapt: attention, all-linear, or names parted by commas")
         else:
             method.add_argument("--sites", help="site pattern; default: the learner's own")
+            method.add_argument("--positions", choices=POSITIONS, help=WHERE + " (default all)")
         if name == "dso":
             _dso_options(method)
         elif name not in learners.FROM_TASKS:
@@ -823,6 +834,7 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
         method.set_defaults(run=_learn, method=name)
 
     steered = _Parser(add_help=False, parents=[dial])
+    steered.add_argument("--positions", choices=POSITIONS, help=WHERE + "; default: what the steering's card says")
     steered.add_argument("--model", help="default: the one that the steering's card names")
     steered.add_argument(
         "--steering", action="append", default=[], metavar="[NAME=]DIR[@S]",

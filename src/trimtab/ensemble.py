@@ -263,10 +263,23 @@ def _card(
         "settings": {"given": dict(settings), "defaulted": {}},
         "model": _model(members, other_weights),
         "strength": dict(strength),
+        **_positions(members),
         "members": [_entry(m) for m in members],
         "licence": LICENCE,
         "limits": LIMITS,
     }
+
+
+def _positions(members: Sequence[Member]) -> dict[str, str]:
+    """The tokens that all of them steer; nothing where that is all. Raises UsageError where they are not the same."""
+    first = members[0]
+    for m in members:
+        if m.steering.positions != first.steering.positions:
+            raise UsageError(
+                f"'{first.name}' steers {first.steering.positions} positions, '{m.name}' {m.steering.positions}: one "
+                "steering has the same for all its parts; give --positions, or Steering.at"
+            )
+    return {} if first.steering.positions == "all" else {"positions": first.steering.positions}
 
 
 def _entry(member: Member) -> dict[str, Any]:

@@ -200,6 +200,8 @@ def evaluate(
         "mode": mode,
         "seed": seed,
     }  # fmt: skip
+    if steering is not None and steering.positions != "all":
+        identity["positions"] = steering.positions
     if steering is not None and "members" in steering.card:
         identity["members"] = [[m.get(key) for key in ("name", "strength", "digest")] for m in steering.card["members"]]
     portions = [*_portions(chosen, passages_of, samples)]

@@ -29,7 +29,7 @@ from trimtab.errors import (
 from trimtab.packing import Layout, hidden_at
 from trimtab.reading import named
 from trimtab.scoring import Encoded, Prepared, Readout
-from trimtab.steering import Dial, Positions, Steering, Strength, attach
+from trimtab.steering import Dial, Steering, Strength, attach
 from trimtab.types import IMAGE, Example, Item, Message, Outcome, Per, Picture
 from trimtab.vision import FIRST, SIGHTS, Eyes, processor_of
 from trimtab.weights import Notice, hub_answers, resolve
@@ -83,7 +83,8 @@ def load(
 ) -> SteerableModel:
     """Load a causal language model by Hugging Face id, folder, `.gguf` file or bundled name, frozen, in eval mode.
 
-    A config of a vision-language model (vision.SIGHTS) is loaded with its vision part and its processor. Never reaches for a network when the files are here. `notice` is told of licence terms and slow one-off work.
+    A config of a vision-language model (vision.SIGHTS) is loaded with its vision part and its processor. Never reaches
+    for a network when the files are here. `notice` is told of licence terms and slow one-off work.
     Raises NotFound (no such model), ModelError (not a model, damaged, out of memory), MissingExtra (GGUF support, or an
     image processor that Pillow alone does not do), UsageError (unknown dtype or device).
     """
@@ -234,15 +235,14 @@ class SteerableModel:
         *,
         beyond_range: bool = False,
         other_weights: bool = False,
-        positions: Positions | None = None,
     ) -> Iterator[Dial]:
         """Steer within the block: `h' = h + w (A h + c)` at the steering's sites, with w the strength.
 
-        `positions` limits it to the tokens of words or of images; without it the steering's card says which. A list gives one strength a row of the batch. Raises FingerprintMismatch where the steering was learned on other
+        A list gives one strength a row of the batch. Raises FingerprintMismatch where the steering was learned on other
         weights (`other_weights=True` overrides that, not the family or the width), and what `attach` raises.
         """
         self._require_made_for(steering, other_weights)
-        with attach(self.hf, steering, strength, beyond_range=beyond_range, positions=positions) as dial:
+        with attach(self.hf, steering, strength, beyond_range=beyond_range) as dial:
             self._dials.append(dial)
             try:
                 yield dial
@@ -250,17 +250,11 @@ class SteerableModel:
                 self._dials.remove(dial)
 
     def require(
-        self,
-        steering: Steering,
-        strength: Strength,
-        *,
-        beyond_range: bool = False,
-        other_weights: bool = False,
-        positions: Positions | None = None,
+        self, steering: Steering, strength: Strength, *, beyond_range: bool = False, other_weights: bool = False
     ) -> None:
         """Raise what `steer` would raise at its start, and leave the model as it is: for asking before long work."""
         self._require_made_for(steering, other_weights)
-        attach(self.hf, steering, strength, beyond_range=beyond_range, positions=positions).detach()
+        attach(self.hf, steering, strength, beyond_range=beyond_range).detach()
 
     def _require_made_for(self, steering: Steering, other_weights: bool) -> None:
         made_for = steering.card.get("model", {})
@@ -354,6 +348,7 @@ class SteerableModel:
         texts: list[str] = []
         leads: list[tuple[int, ...]] = []
         for item in items:
+            self._refuse_lost_images(item)
             prompt = self.render(item.prompt if item.prompt is not None else item.messages or (), instruction)
             # A trailing space would be a token of its own; it belongs to the option's first word.
             stem = prompt.rstrip(" ") if item.prompt is not None else prompt
@@ -414,6 +409,15 @@ class SteerableModel:
         else:
             eyes.marked(whole, len(item.images), what)
         return self.render(turns, instruction)
+
+    def _refuse_lost_images(self, item: Item) -> None:
+        """Raise BadItem where an item's words stand for images that it does not have."""
+        if self.eyes is None or item.images:
+            return
+        words = item.prompt if item.prompt is not None else "".join(m.content for m in item.messages or ())
+        for mark in (IMAGE, self.eyes.placeholder):
+            if mark in words:
+                raise BadItem(f"item '{item.id}' says {mark} and comes with no image; give it images, or other words")
 
     def _require_eyes(self, item: Item | None = None) -> Eyes:
         if self.eyes is None:
@@ -558,6 +562,8 @@ class SteerableModel:
         """
         self._require_a_strength_each(len(items), "items")
         words = [i for i in items if not i.images]
+        for item in words:
+            self._refuse_lost_images(item)
         shown = [i.prompt.rstrip(" ") if i.prompt is not None else i.messages or () for i in words]
         plain = iter(self.tokens([self.render(p, instruction) for p in shown]))
         prompts = [
@@ -769,7 +775,8 @@ class SteerableModel:
     ) -> str | list[str]:
         """Continue a prompt, or answer a chat; one text for one prompt, a list for a list.
 
-        `images` are the pictures of the prompt, or a list of them for each prompt of a list. `options` go to transformers' generate (do_sample, temperature, ...); without them decoding is greedy.
+        `images` are the pictures of the prompt, or a list of them for each prompt of a list. `options` go to
+        transformers' generate (do_sample, temperature, ...); without them decoding is greedy.
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Message))
         batch: list[Prompt] = [prompts] if single else list(prompts)
@@ -777,7 +784,8 @@ class SteerableModel:
             raise UsageError("generate needs at least one prompt")
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        shown = [tuple(images or ())] if single else [tuple(i) for i in images or ([],) * len(batch)]
+        none: list[Sequence[Picture]] = [()] * len(batch)
+        shown = [tuple(images or ())] if single else [tuple(some) for some in images or none]
         if len(shown) != len(batch):
             raise UsageError(f"{len(shown)} lists of images for {len(batch)} prompts; give one for each, empty or not")
         rows = [self._prompt_tokens(p, i) for p, i in zip(batch, shown, strict=True)]
@@ -789,7 +797,7 @@ class SteerableModel:
         if not images:
             return self.tokens([self.render(prompt)])[0]
         held = {"prompt": prompt} if isinstance(prompt, str) else {"messages": tuple(prompt)}
-        item = Item("prompt", (), "", "", True, images=images, **held)  # type: ignore[arg-type]
+        item = Item("prompt", (), "", "", True, images=images, **held)
         return self.seen_tokens([self._shown(item, None)], images)[0]
 
     def text(self, ids: Sequence[int]) -> str:

@@ -13,8 +13,9 @@
     module:PATH               output of any module, by its own name; module:PATH@input its first input
 
 Sites of the vision part are named by patterns that begin with `vision.` or `projector.`, and by no others: `*norm.*`
-is the backbone's norms in every model. A pattern may hold `*`, an inclusive range of layers (`layers.4-9.out`), and a comma for several patterns. The table
-below is the one place that knows how a family calls its parts. It sees modules and attributes only, never transformers.
+is the backbone's norms in every model. A pattern may hold `*`, an inclusive range of layers (`layers.4-9.out`), and a
+comma for several patterns. The tables below are the one place that knows how a family calls its parts. This room sees
+modules and attributes only, never transformers.
 """
 
 from __future__ import annotations
@@ -190,8 +191,9 @@ def vision_names(root: nn.Module) -> dict[str, Site]:
     if tower is None:
         return found
     body, row = tower
-    width = getattr(getattr(root.config, "vision_config", None), "hidden_size", None)  # type: ignore[union-attr]
-    for index, block in enumerate(_child(body, row.layers)):  # type: ignore[arg-type]
+    blocks: Any = _child(body, row.layers)
+    width = getattr(getattr(root.config, "vision_config", None), "hidden_size", None)
+    for index, block in enumerate(blocks):
         parts: list[tuple[str, nn.Module | None, Literal["output", "input"]]] = [
             ("norm.attn_in", _child(block, row.attn_in), "output"),
             ("attn.proj_in", _child(block, row.proj), "input"),
@@ -218,7 +220,8 @@ def vision_modules(root: nn.Module) -> list[nn.Module]:
     inner = backbone(root)
     language = {id(m) for m in inner.modules()}
     above = {id(m) for _, m in root.named_modules() if any(c is inner for c in m.modules())}
-    head: Any = root.get_output_embeddings() if hasattr(root, "get_output_embeddings") else None
+    unembedding: Any = getattr(root, "get_output_embeddings", None)
+    head = unembedding() if unembedding is not None else None
     return [m for m in root.modules() if id(m) not in language and id(m) not in above and m is not head]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,9 @@ from torch import Tensor, nn
 from trimtab import sites
 from trimtab.errors import SiteError, SteeringError, StrengthError, UnknownFamily, UsageError
 from trimtab.interventions import Adapter, Diagonal, Intervention, LowRank
+from trimtab.types import POSITIONS, Positions
 
 Strength = float | int | Sequence[float] | Tensor
-Positions = Literal["all", "text", "image"]
-"""Which tokens are steered: all, those of words, or those at which an image is."""
-POSITIONS: tuple[Positions, ...] = get_args(Positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +44,10 @@ class Steering:
     def positions(self) -> Positions:
         """The tokens that it steers: what its card says, or all. Raises UsageError where the card says another word."""
         return _positions(self.card.get("positions", "all"))
+
+    def at(self, positions: Positions) -> Steering:
+        """The same steering at other positions: its card says which."""
+        return Steering(self.interventions, {**self.card, "positions": _positions(positions)})
 
     def numbers(self) -> int:
         """How many numbers it holds."""
@@ -201,17 +203,9 @@ class Dial:
     turns, and that is not moved while it runs; a model over several devices has a copy on each further one.
     """
 
-    def __init__(
-        self,
-        root: nn.Module,
-        steering: Steering,
-        strength: Strength,
-        *,
-        beyond_range: bool,
-        positions: Positions | None = None,
-    ) -> None:
+    def __init__(self, root: nn.Module, steering: Steering, strength: Strength, *, beyond_range: bool) -> None:
         self.steering = steering
-        self.positions = steering.positions if positions is None else _positions(positions)
+        self.positions = steering.positions
         self._beyond_range = beyond_range
         self._w = torch.zeros((), device=_home(root))
         self._copies: dict[torch.device, Tensor] = {}
@@ -262,8 +256,8 @@ class Dial:
             return
         if vision:
             raise UsageError(
-                f"site '{vision[0].name}' is in the vision part, where a steering acts on whole images; leave positions "
-                f"'{self.positions}' to sites of the language backbone"
+                f"site '{vision[0].name}' is in the vision part, where a steering acts on whole images; "
+                f"positions '{self.positions}' are for sites of the language backbone"
             )
         if self.positions == "image" and not images:
             raise UsageError("this model is shown no images, so there are no image positions to steer; use 'all'")
@@ -480,23 +474,16 @@ class Dial:
             )
 
 
-def attach(
-    root: nn.Module,
-    steering: Steering,
-    strength: Strength = 1.0,
-    *,
-    beyond_range: bool = False,
-    positions: Positions | None = None,
-) -> Dial:
+def attach(root: nn.Module, steering: Steering, strength: Strength = 1.0, *, beyond_range: bool = False) -> Dial:
     """Put a steering beside a model and return its dial; use it as a context manager or call `detach()`.
 
     `h' = h + w (A h + c)` at every site. Several dials may be attached at once: their deltas add, each computed from
-    the untouched activation. `positions` limits it to the tokens of words or of images; without it the card says which.
-    Raises SiteError (unknown site, other width), StrengthError (NaN, wrong number, outside
-    the trained range unless `beyond_range`), SteeringError (a compiled model, which would ignore the hooks), UsageError
-    (image positions of a model that sees none, or some positions of a site in the vision part).
+    the untouched activation. One made for some positions (`Steering.at`) acts at those alone. Raises SiteError (unknown
+    site, other width), StrengthError (NaN, wrong number, outside the trained range unless `beyond_range`),
+    SteeringError (a compiled model, which would ignore the hooks), UsageError (image positions of a model that is shown
+    none, or some positions of a site in the vision part).
     """
-    return Dial(root, steering, strength, beyond_range=beyond_range, positions=positions)
+    return Dial(root, steering, strength, beyond_range=beyond_range)
 
 
 def acting(modules: Iterable[nn.Module]) -> list[Dial]:

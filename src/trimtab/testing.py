@@ -29,7 +29,7 @@ from trimtab.errors import SiteError, SteeringError, StrengthError, UsageError
 from trimtab.interventions import Adapter, Diagonal, Intervention, LowRank
 from trimtab.model import SteerableModel
 from trimtab.steering import Steering, Strength, attach
-from trimtab.types import SPLITS, Item, Option, Picture, Task
+from trimtab.types import IMAGE, SPLITS, Item, Option, Picture, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -221,7 +221,13 @@ class _Sighted:
 
 
 _QWEN_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-_IDEFICS_MARKS = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>", "<video>")
+_IDEFICS_MARKS: tuple[str, ...] = (
+    "<image>",
+    "<fake_token_around_image>",
+    "<end_of_utterance>",
+    "<global-img>",
+    "<video>",
+)
 _IDEFICS_MARKS += tuple(f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4))
 _SQUARE = {"height": 8, "width": 8}
 _VISION: dict[str, _Sighted] = {
@@ -285,7 +291,7 @@ _VISION: dict[str, _Sighted] = {
         marks=_IDEFICS_MARKS,
     ),
     "paligemma": _Sighted(
-        {"model_type": "gemma2", **{**_CONFIGS["gemma2"][1], "sliding_window": 48}}, _SIGLIP_TOWER,
+        {"model_type": "gemma2", **_CONFIGS["gemma2"][1], "sliding_window": 48}, _SIGLIP_TOWER,
         "PaliGemmaProcessor", "SiglipImageProcessorPil", config={"projection_dim": WIDTH, "hidden_size": WIDTH},
         images={"size": _SQUARE, "image_seq_length": 4}, token="image_token_index", marks=("<image>",),
     ),
@@ -494,9 +500,24 @@ def random_steering(
 
 
 def random_ids(model: SteerableModel, rows: int, tokens: int, seed: int = 0) -> Tensor:
-    """Random token ids, none of them special: (rows, tokens)."""
+    """Random token ids, none of them padding, begin or end: (rows, tokens).
+
+    To a model that sees every third row is words alone, and the others begin with images of several sizes, as far as
+    they fit.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, len(model.tokenizer), (rows, tokens), generator=generator).to(model.device)
+    words = 3 + (256 if model.sees else len(model.tokenizer) - 3)
+    ids = torch.randint(3, words, (rows, tokens), generator=generator)
+    if model.eyes is not None:
+        from trimtab.vision import PREFIX_ENDS
+
+        for row in range(rows):
+            if row % 3 != 1:
+                size = (20, 12) if row % 3 else (9, 30)
+                shown = model.seen_tokens([model.eyes.put_in(IMAGE)], [noise(*size, seed + row)])[0]
+                ids_shown = [i for i in shown if i >= PREFIX_ENDS][:tokens]
+                ids[row, : len(ids_shown)] = torch.tensor(ids_shown)
+    return ids.to(model.device)
 
 
 @torch.no_grad()
@@ -741,16 +762,16 @@ class DialContract:
         model, steering = self._pair()
         ids = random_ids(model, 2, 12)
         w = torch.zeros(2, 12)
-        w[0, 2:4] = self._full(steering)
+        w[0, 5:7] = self._full(steering)  # behind an image, whose tokens may see each other both ways
         w[1, 8:] = 0.5 * self._full(steering)
         base = logits(model, ids)
         with attach(model.hf, steering, w):
             whole = logits(model, ids)
             pieces = _in_pieces(model, ids, (5, 1, 4, 1, 1))
         self._close(pieces, whole)
-        assert torch.equal(whole[0, :2], base[0, :2])
+        assert torch.equal(whole[0, :5], base[0, :5])
         assert torch.equal(whole[1, :8], base[1, :8])
-        assert (whole[0, 2:] - base[0, 2:]).abs().max() > 100 * self.tolerance
+        assert (whole[0, 5:] - base[0, 5:]).abs().max() > 100 * self.tolerance
         assert (whole[1, 8:] - base[1, 8:]).abs().max() > 100 * self.tolerance
 
     def test_tokens_decoded_beyond_the_last_strength_keep_it(self) -> None:

@@ -19,6 +19,9 @@ Per = Literal["option", "token", "byte"]
 ROLES: tuple[Role, ...] = get_args(Role)
 SPLITS: tuple[Split, ...] = get_args(Split)
 PER: tuple[Per, ...] = get_args(Per)
+Positions = Literal["all", "text", "image"]
+"""Which tokens are steered: all, those of words, or those at which an image is."""
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
 Mode = Literal["likelihood", "generated"]
 """Whether options are scored, or an answer is generated and read."""
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -1,9 +1,9 @@
 """Images for a language backbone: each is encoded once, and its feature positions become token ids of their own.
 
 Such a *virtual* id, FIRST or above, is unique by image and position. Where the backbone's input embedding meets one it
-puts out the stored feature. Rows of ids are thus all that anyone else sees: prompts that begin alike share images as they
-share words, tries hold them, a dial steers them, and gradients flow through them; scoring.py and packing.py know nothing
-of it. `SIGHTS` is the one table of what a family needs passed along with its ids:
+puts out the stored feature. Rows of ids are thus all that anyone else sees: prompts that begin alike share images as
+they share words, tries hold them, a dial steers them, and gradients flow through them; scoring.py and packing.py know
+nothing of it. `SIGHTS` is the one table of what a family needs passed along with its ids:
 
     blocks      tokens that see each other both ways: an image's own (Gemma 3), or all of a prompt (PaliGemma)
     rope        positions in time, height and width (Qwen2-VL and after)
@@ -20,16 +20,16 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from trimtab import sites
-from trimtab.errors import BadItem, MissingExtra, ModelError, StrengthError
-from trimtab.steering import Dial, acting
+from trimtab.errors import BadItem, MissingExtra, ModelError
+from trimtab.steering import acting
 from trimtab.types import IMAGE, Picture
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ class Eyes:
     """A vision-language model's images: to token ids, and from these to what the backbone is given."""
 
     def __init__(self, hf: nn.Module, processor: Any, name: str) -> None:
-        self.hf, self.processor, self.name = hf, processor, name
+        self.hf = cast(Any, hf)
+        self.processor, self.name = processor, name
         config: Any = hf.config
         self.kind = str(config.model_type)
         if self.kind not in SIGHTS:
@@ -137,8 +138,8 @@ class Eyes:
                 f"{', '.join(sorted(SIGHTS))}"
             )
         self.sight = SIGHTS[self.kind]
-        self.backbone = sites.backbone(hf)
-        self.embedding: nn.Module = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        self.backbone = cast(Any, sites.backbone(hf))
+        self.embedding = self.backbone.get_input_embeddings()
         self.opened: Callable[[Picture], Image] = _opened
         """What opens a picture."""
         found = (getattr(config, key, None) for key in ("image_token_id", "image_token_index"))
@@ -163,10 +164,10 @@ class Eyes:
         self.embedding.register_forward_hook(self._images_for_words)
         self.backbone.register_forward_pre_hook(self._pass_along, with_kwargs=True)
         if self.sight.rope:
-            hf.model.register_forward_pre_hook(self._forget_stale_positions, with_kwargs=True)  # type: ignore[union-attr]
+            self.hf.model.register_forward_pre_hook(self._forget_stale_positions, with_kwargs=True)
         if self.sight.cross:
             for n in config.get_text_config().cross_attention_layers:
-                self.backbone.layers[n].register_forward_hook(self._past_the_blind)  # type: ignore[index, union-attr]
+                self.backbone.layers[n].register_forward_hook(self._past_the_blind)
 
     # -- text
 
@@ -321,7 +322,7 @@ class Eyes:
         deep = tuple(_one_image(f) for f in out.deepstack_features) if self.sight.deep else ()
         grid = None
         if self.sight.rope:
-            merge = int(self.hf.config.vision_config.spatial_merge_size)  # type: ignore[union-attr]
+            merge = int(self.hf.config.vision_config.spatial_merge_size)
             t, h, w = (int(n) for n in inputs["image_grid_thw"][0])
             grid = t, h // merge, w // merge
         if "batch_num_images" in inputs and int(inputs["batch_num_images"][0]) > 1:
@@ -398,7 +399,7 @@ class Eyes:
 
     _newline = 0
 
-    def _words_for_images(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
+    def _words_for_images(self, module: Any, args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
         ids = args[0]
         if self._prompts is not None and ids.ndim == 2 and ids.shape[1] == self._prompts.shape[1]:
             # Beams and several answers a prompt are rows of their own.
@@ -410,7 +411,7 @@ class Eyes:
         if not shown and not (self.sight.blocks == "prefix" and bool((ids == PREFIX_ENDS).any())):
             return None
         words = self._worded(ids)
-        size = int(module.weight.shape[0])  # type: ignore[union-attr, operator]
+        size = int(module.weight.shape[0])
         return (words.masked_fill(words >= size, 0),)
 
     def _images_for_words(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
@@ -437,7 +438,7 @@ class Eyes:
             index = torch.tensor(members, device=ids.device)
             yield (rows[index], columns[index]), features[r, n], ids[index] - self._starts[n]
 
-    def _pass_along(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _pass_along(self, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """What the backbone is given besides embeddings, from the ids that these are of."""
         given = dict(kwargs)
         if args and isinstance(args[0], Tensor):
@@ -475,7 +476,7 @@ class Eyes:
             return
         cached = _past(given)
         alike = (block[:, :, None] == block[:, None, :]) & (block >= 0)[:, :, None]
-        config: Any = self.hf.config.get_text_config()  # type: ignore[union-attr, operator]
+        config: Any = self.hf.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ())
         window = getattr(config, "sliding_window", None)
         mask = given.get("attention_mask")
@@ -485,7 +486,7 @@ class Eyes:
             sees = _allowed(of, now.ids.shape, cached, embeds.device)
             # Whom a token is seen by it may see, if both are of one block: in a trie, that is its own row alone.
             back = sees[..., cached:].transpose(-1, -2) & alike[:, None]
-            if windowed and not (isinstance(of, Tensor) and of.ndim == 4):
+            if windowed and window and not (isinstance(of, Tensor) and of.ndim == 4):
                 sees = sees & _within_window(now.ids.shape[1], cached, int(window), embeds.device)
             sees = torch.cat([sees[..., :cached], sees[..., cached:] | back], -1)
             lowest = torch.finfo(embeds.dtype).min
@@ -546,9 +547,9 @@ class Eyes:
         if before is not None:
             shift = shift + before.repeat_interleave(rows // before.shape[0])[:, None]
         placed = torch.where(shown, depth - offset - shift, depth - shift)[None] + own
-        stated = given.get("position_ids")
+        stated: Tensor | None = given.get("position_ids")
         whole = stated is not None and stated.ndim == 3 and stated.shape[0] == 4
-        given["position_ids"] = torch.cat([stated[:1], placed]) if whole else placed
+        given["position_ids"] = placed if stated is None or not whole else torch.cat([stated[:1], placed])
         if given.get("use_cache") or held is not None:
             if held is None:
                 held = given["past_key_values"] = _counting_cache()(config=self.backbone.config)
@@ -631,7 +632,7 @@ class Eyes:
 
     def _tiles(self, size: int) -> int:
         """Tiles of an image's states, padding included."""
-        return size // int(self.hf.model.vision_model.num_patches)  # type: ignore[union-attr, operator, arg-type]
+        return size // int(self.hf.model.vision_model.num_patches)
 
     def _placed_one_by_one(self, now: _Pass) -> Iterator[tuple[tuple[int, int], _Features, int]]:
         """Each image token in order of rows and columns; one image may be shown twice in a row."""
@@ -676,10 +677,10 @@ class _Remembering:
 
 def _opened(picture: Picture) -> Image:
     """A file, in RGB."""
-    from PIL import Image as pillow
+    import PIL.Image
 
     try:
-        with pillow.open(picture.source) as image:
+        with PIL.Image.open(picture.source) as image:
             return image.convert("RGB")
     except OSError as error:
         raise BadItem(f"image {picture.source} cannot be opened: {error}") from error
@@ -752,7 +753,7 @@ def _counting_cache() -> Any:
     """A cache that knows how far positions ran behind its tokens, and goes on knowing when rows are copied."""
     from transformers import DynamicCache
 
-    class CountingCache(DynamicCache):  # type: ignore[misc, valid-type]
+    class CountingCache(DynamicCache):  # type: ignore[misc]
         shift: Tensor | None = None
         across: tuple[Tensor, ...] | None = None
 

@@ -38,7 +38,7 @@ from trimtab.learners.fairness import Aims, require_learnable, split_of
 from trimtab.model import SteerableModel
 from trimtab.neutral import passages
 from trimtab.steering import Steering
-from trimtab.types import Item, ProgressCallback, Reward, Task
+from trimtab.types import POSITIONS, Item, ProgressCallback, Reward, Task
 
 LICENCE = "The numbers of this steering may be used under Apache-2.0; the model they belong to has its own licence."
 LIMITS = (
@@ -58,6 +58,8 @@ class DSO:
 
     sites: str = sites.NORMS
     """Pattern of the sites to steer."""
+    positions: str = "all"
+    """Tokens that are steered, while learning and after: "all", "text", or "image", those at which an image is."""
     depth: float = 0.0
     """Share of the blocks, counted from the input, that is left alone; the backward pass ends above them."""
     steps: int = 200
@@ -119,6 +121,8 @@ class DSO:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise UsageError(f"DSO.{name} must be at least 1, got {getattr(self, name)}")
+        if self.positions not in POSITIONS:
+            raise UsageError(f"DSO.positions is one of {', '.join(POSITIONS)}, got '{self.positions}'")
         if self.mode not in ("exact", "sampled"):
             raise UsageError(f"DSO.mode is 'exact' or 'sampled', got '{self.mode}'")
         if self.mode == "sampled" and self.samples < 2:
@@ -181,6 +185,7 @@ class DSO:
             },
             "model": {"id": run.model.name, "family": run.model.family, "fingerprint": run.model.fingerprint()},
             "strength": {"trained": [0.0, 1.0], "safe": [0.0, 1.0], "default": 1.0},
+            **({} if self.positions == "all" else {"positions": self.positions}),
             "seed": seed,
             "data": data,
             **({} if run.reward is None else {"reward": run.reward_name}),

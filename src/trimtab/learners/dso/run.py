@@ -85,7 +85,8 @@ class Run:
 
     def attached(self, theta: Tensor | None = None) -> Dial:
         """The model steered at strength 1 by some parameters, those being learned unless told otherwise."""
-        return attach(self.model.hf, Steering(self.interventions(self.theta if theta is None else theta)), 1.0)
+        made = self.interventions(self.theta if theta is None else theta)
+        return attach(self.model.hf, Steering(made, {"positions": self.s.positions}), 1.0)
 
     # -- one step
 
