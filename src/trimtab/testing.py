@@ -373,6 +373,23 @@ def tiny_vision(
     return model
 
 
+def write_tiny_vision_folder(path: str | Path, family: str = "llava", **settings: Any) -> Path:
+    """Write a tiny vision-language model and its processor as `save_pretrained` does, for `trimtab.model.load`."""
+    from transformers.utils import logging as hf_logging
+
+    model = tiny_vision(family, **settings)
+    out = Path(path)
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        model.hf.save_pretrained(out)  # type: ignore[operator]
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
+    model.processor.save_pretrained(out)
+    return out
+
+
 def noise(width: int, height: int, seed: int = 0) -> Picture:
     """A picture of random pixels, for the models that `tiny_vision` makes."""
     source = f"noise:{width}x{height}:{seed}"

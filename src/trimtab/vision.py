@@ -260,6 +260,8 @@ class Eyes:
         return tuple(row)
 
     def _processed(self, text: str, images: Sequence[Any]) -> Any:
+        if self.sight.blocks == "prefix":  # its processor puts one behind the images, whatever a template has begun with
+            text = text.removeprefix(self.processor.tokenizer.bos_token or "")
         try:
             return self.processor(text=[text], images=[list(images)], add_special_tokens=False, return_tensors="pt")
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
@@ -775,6 +777,7 @@ class _NoVideos:
     """Stands where a processor keeps what it reads videos with, which needs torchvision; stills do not."""
 
     model_input_names: tuple[str, ...] = ()
+    _auto_class = None
 
 
 def still(kind: type, image_processor: Any, tokenizer: Any, **settings: Any) -> Any:
@@ -796,7 +799,11 @@ def _stills(kind: type) -> type:
     def check(self: Any, name: str, argument: Any) -> Any:
         return None if name == "video_processor" else kind.check_argument_for_proper_class(self, name, argument)  # type: ignore[attr-defined]
 
-    return type(kind.__name__, (kind,), {"check_argument_for_proper_class": check, "__module__": kind.__module__})
+    def to_dict(self: Any) -> Any:
+        return {k: v for k, v in kind.to_dict(self).items() if k != "video_processor"}  # type: ignore[attr-defined]
+
+    own = {"check_argument_for_proper_class": check, "to_dict": to_dict, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), own)
 
 
 def _sorted_parts(kind: Any, image_processor: Any, tokenizer: Any) -> dict[str, Any]:
@@ -831,12 +838,13 @@ def processor_of(source: str, config: Any, tokenizer: Any, **options: Any) -> An
     kind: Any = PROCESSOR_MAPPING.get(type(config), None)
     if kind is None:
         raise ModelError(f"{source}: transformers has no processor for '{config.model_type}'")
-    image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
-    name = type(image_processor).__name__
-    if "torchvision" in {base.__name__.lower().removesuffix("backend") for base in type(image_processor).__mro__}:
-        raise MissingExtra(
-            f"{source}: its image processor {name} needs torchvision, and there is none for Pillow alone"
-        )
+    alone = "and there is none for Pillow alone; install torchvision from where torch came from"
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+    except (ImportError, ValueError) as error:
+        if "torchvision" not in str(error):
+            raise
+        raise MissingExtra(f"{source}: its image processor needs torchvision, {alone}") from error
     held, _ = kind.get_processor_dict(source, **options)
     takes = set(inspect.signature(kind.__init__).parameters) - set(kind.get_attributes()) - {"self", "kwargs", "args"}
     settings = {k: v for k, v in held.items() if k in takes}

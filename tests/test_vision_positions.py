@@ -1,0 +1,182 @@
+"""Steering limited to the tokens of words, or to those at which an image is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from test_vision import family_of, item, oracle_inputs, usable
+from trimtab import artifact, ensemble
+from trimtab.errors import ArtifactError, UsageError
+from trimtab.learners.dso import DSO
+from trimtab.steering import POSITIONS, Steering, attach
+from trimtab.testing import (
+    TINY_VISION_FAMILIES,
+    _in_pieces,
+    logits,
+    noise,
+    random_ids,
+    random_steering,
+    tiny_vision,
+    write_tiny_vision_folder,
+)
+from trimtab.types import IMAGE, Item, Option
+from trimtab.vision import FIRST
+
+KINDS = {"diagonal": "*norm*", "shift": "layers.*.out", "lowrank": "layers.*.out",
+         "adapter": "module:model.*layers.*.mlp.down_proj"}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=TINY_VISION_FAMILIES)
+def seeing(request):
+    return tiny_vision(request.param, seed=6)
+
+
+def at(seeing, ids: torch.Tensor, positions: str) -> torch.Tensor:
+    images = ids >= FIRST
+    return {"all": torch.ones_like(images), "image": images, "text": ~images}[positions].float()
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_a_strength_of_zero_elsewhere(seeing, positions, kind):
+    """One number at some positions is one strength a token, 0 at all others; rows of several strengths as well."""
+    if kind == "adapter" and family_of(seeing) in ("smolvlm", "idefics3"):
+        pattern = "module:model.text_model.layers.*.mlp.down_proj"
+    elif kind == "adapter":
+        pattern = "module:model.language_model.layers.*.mlp.down_proj"
+    else:
+        pattern = KINDS[kind]
+    steering, ids = random_steering(seeing, pattern, kind, scale=0.2, seed=1), random_ids(seeing, 3, 9)
+    where = at(seeing, ids, positions)
+    for strength in (0.7, torch.tensor([1.0, 0.5, 0.0])):
+        by_row = torch.as_tensor(strength).expand(3)[:, None]
+        with attach(seeing.hf, steering, where * by_row):
+            expected = logits(seeing, ids)
+        with attach(seeing.hf, steering.at(positions), strength):
+            found = logits(seeing, ids)
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+    base = logits(seeing, ids)
+    with attach(seeing.hf, steering.at("image"), 1.0):
+        assert torch.equal(logits(seeing, ids)[1], base[1]), "a row of words alone has no image positions"
+
+
+@pytest.mark.parametrize("positions", ["text", "image"])
+def test_cached_decoding_keeps_to_its_positions(seeing, positions):
+    steering, ids = random_steering(seeing, "*norm*", scale=0.2, seed=2).at(positions), random_ids(seeing, 3, 12)
+    with attach(seeing.hf, steering, [1.0, 0.5, 0.8]):
+        torch.testing.assert_close(_in_pieces(seeing, ids, (7, 1, 1, 1, 2)), logits(seeing, ids), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("positions", ["text", "image"])
+def test_scores_are_those_of_the_whole_model(seeing, positions):
+    """Packed and in rows, against the whole model with pixels under the same steering, item by item."""
+    steering = random_steering(seeing, "*norm*", scale=0.2, seed=3).at(positions)
+    items = usable(seeing)
+    with seeing.steer(steering, 0.8):
+        packed = seeing.score(items)
+    with seeing.steer(steering, [0.8] * len(items)):
+        rows = seeing.score(items)
+    for one, a, b in zip(items, packed, rows, strict=True):
+        assert a.logp == pytest.approx(b.logp, abs=1e-4)
+        with seeing.steer(steering, 0.8), torch.no_grad():
+            for n, option in enumerate(one.options):
+                inputs, more = oracle_inputs(seeing, one, option.text)
+                ids = inputs["input_ids"][0]
+                end, length = len(ids) - more, a.tokens[n]
+                logp = seeing.hf(**inputs, use_cache=False).logits[0].log_softmax(-1)
+                expected = sum(float(logp[t - 1, ids[t]]) for t in range(end - length, end))
+                assert a.logp[n] == pytest.approx(expected, abs=1e-4), one.id
+
+
+def test_words_and_images_make_the_whole_at_one_site_before_attention(seeing):
+    """Each does something, and not the same."""
+    steering, ids = random_steering(seeing, "layers.0.norm.attn_in", scale=0.5, seed=4), random_ids(seeing, 1, 9)
+    found = {}
+    for positions in POSITIONS:
+        with attach(seeing.hf, steering.at(positions), 1.0):
+            found[positions] = logits(seeing, ids)
+    base = logits(seeing, ids)
+    assert all((f - base).abs().max() > 1e-3 for f in found.values())
+    assert (found["text"] - found["image"]).abs().max() > 1e-3
+
+
+def test_a_model_of_words_alone_is_steered_at_all_of_them(llama):
+    steering, ids = random_steering(llama, seed=5), random_ids(llama, 2, 7)
+    with attach(llama.hf, steering, 1.0):
+        expected = logits(llama, ids)
+    with attach(llama.hf, steering.at("text"), 1.0):
+        assert torch.equal(logits(llama, ids), expected)
+    with pytest.raises(UsageError, match="shown no images"):
+        attach(llama.hf, steering.at("image"), 1.0)
+
+
+def test_the_card_says_where_and_is_checked(llama, tmp_path):
+    steering = random_steering(llama, seed=5).at("text")
+    read = artifact.read(artifact.save(steering, tmp_path / "s"))
+    assert read.positions == "text"
+    assert steering.random(1).positions == "text"
+    with pytest.raises(UsageError, match="'everywhere' is not one of all, text, image"):
+        steering.at("everywhere")  # type: ignore[arg-type]
+    odd = Steering(steering.interventions, {**steering.card, "positions": "odd"})
+    with pytest.raises(ArtifactError, match="positions 'odd'"):
+        artifact.read(artifact.save(odd, tmp_path / "odd"))
+
+
+def test_steerings_of_several_positions_are_not_put_together(llama):
+    one, other = random_steering(llama, seed=1), random_steering(llama, seed=2)
+    same = [ensemble.Member(n, s.at("text")) for n, s in (("a", one), ("b", other))]
+    assert ensemble.together(same).positions == "text"
+    mixed = [ensemble.Member("a", one.at("text")), ensemble.Member("b", other)]
+    with pytest.raises(UsageError, match="'a' steers text positions, 'b' all"):
+        ensemble.together(mixed)
+
+
+ROLES = (Option("he", "pro", "men"), Option("she", "anti", "women"))
+
+
+def seen_items() -> list[Item]:
+    """Two concepts in four wordings, each about its own image, ambiguous and clear."""
+    found = []
+    for c, concept in enumerate(("doctor", "nurse")):
+        for t in range(4):
+            split = "validation" if t == 3 else "train"
+            prompt, images = f"{IMAGE}in room {t} the {concept} said that", (noise(10 + c, 12, 10 * c + t),)
+            found.append(Item(f"{c}{t}", ROLES, concept, f"t{t}", True, prompt=prompt, images=images, split=split))
+            clear = (Option("he", "correct"), Option("she", "wrong"))
+            prompt = f"{IMAGE}the {concept}, he says, so"
+            found.append(Item(f"{c}{t}c", clear, concept, f"t{t}", False, prompt=prompt, images=images, split=split))
+    return found
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_dso_learns_at_its_positions(positions):
+    """The whole learner on items with images: each is encoded once, and the card says where it acts."""
+    model, items = tiny_vision("llava", seed=1), seen_items()
+    learner = DSO(steps=6, learning_rate=0.01, validate_every=3, positions=positions, kl_budget=float("inf"))
+    steering = learner.fit(model, items, seed=0)
+    assert steering.positions == positions
+    assert model.eyes.encoded == len({i.images[0].digest for i in items})
+    assert any(float(i.c.abs().sum()) > 0 for group in steering.interventions.values() for i in group)
+
+
+def test_the_command_line_learns_and_applies_at_positions(trimtab_cli, base_folder, task_file, neutral_file, tmp_path):
+    out = tmp_path / "learned"
+    args = ("learn", "dso", "--model", base_folder, "--task", f"jsonl:{task_file}", "--seed", 0, "--out", out,
+            "--neutral", neutral_file, "--steps", 2)  # fmt: skip
+    assert "shown no images" in trimtab_cli(*args, "--positions", "image").error
+    assert trimtab_cli(*args, "--positions", "text").code == 0
+    assert artifact.read(out).positions == "text"
+    applied = ("generate", "--model", base_folder, "--steering", out, "--max-new-tokens", 2, "the")
+    assert trimtab_cli(*applied).code == 0
+    assert trimtab_cli(*applied, "--positions", "all").code == 0
+    assert "shown no images" in trimtab_cli(*applied, "--positions", "image").error
+
+
+def test_a_vision_folder_is_learned_on_from_the_command_line(tmp_path):
+    folder = write_tiny_vision_folder(tmp_path / "m", seed=1)
+    from trimtab.model import load
+
+    model = load(str(folder), dtype="float32", device="cpu")
+    assert model.sees
+    assert item("a", "b").images == ()
