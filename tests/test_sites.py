@@ -11,7 +11,16 @@ from trimtab import sites
 from trimtab.errors import SiteError, UnknownFamily
 from trimtab.interventions import Diagonal
 from trimtab.steering import Steering, attach
-from trimtab.testing import TINY_FAMILIES, by_hand, logits, random_ids, random_steering, tiny
+from trimtab.testing import (
+    TINY_FAMILIES,
+    TINY_VISION_FAMILIES,
+    by_hand,
+    logits,
+    random_ids,
+    random_steering,
+    tiny,
+    tiny_vision,
+)
 
 SANDWICH = ("attn_in", "attn_out", "mlp_in", "mlp_out")
 NORM_NAMES = {
@@ -47,6 +56,7 @@ def fired_order(root, table):
 
 def test_every_family_of_the_table_has_a_tiny_model():
     kinds = {tiny(family).family for family in TINY_FAMILIES}
+    kinds |= {tiny_vision(family).family for family in TINY_VISION_FAMILIES}
     assert kinds == set(sites.FAMILIES)
 
 

@@ -83,7 +83,7 @@ def test_an_image_that_cannot_be_opened_names_its_item(llava, tmp_path):
 def test_more_image_tokens_than_the_context_names_the_numbers():
     model = tiny_vision("llava", max_position_embeddings=20)
     many = tuple(noise(8, 8, n) for n in range(6))
-    with pytest.raises(BadItem, match=r"item 'who-7' needs \d+ tokens, 24 of them 6 images; tiny llava takes 20"):
+    with pytest.raises(BadItem, match=r"item 'who-7' needs \d+ tokens, 24 of them 6 images, tiny llava takes 20"):
         model.score([item("who?", *many)])
 
 

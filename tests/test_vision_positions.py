@@ -9,7 +9,7 @@ from test_vision import family_of, item, oracle_inputs, usable
 from trimtab import artifact, ensemble
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.learners.dso import DSO
-from trimtab.steering import POSITIONS, Steering, attach
+from trimtab.steering import Steering, attach
 from trimtab.testing import (
     TINY_VISION_FAMILIES,
     _in_pieces,
@@ -20,7 +20,7 @@ from trimtab.testing import (
     tiny_vision,
     write_tiny_vision_folder,
 )
-from trimtab.types import IMAGE, Item, Option
+from trimtab.types import IMAGE, POSITIONS, Item, Option
 from trimtab.vision import FIRST
 
 KINDS = {"diagonal": "*norm*", "shift": "layers.*.out", "lowrank": "layers.*.out",
@@ -91,7 +91,7 @@ def test_scores_are_those_of_the_whole_model(seeing, positions):
 
 def test_words_and_images_make_the_whole_at_one_site_before_attention(seeing):
     """Each does something, and not the same."""
-    steering, ids = random_steering(seeing, "layers.0.norm.attn_in", scale=0.5, seed=4), random_ids(seeing, 1, 9)
+    steering, ids = random_steering(seeing, "layers.0.norm.attn_in", scale=0.5, seed=4), random_ids(seeing, 1, 32)
     found = {}
     for positions in POSITIONS:
         with attach(seeing.hf, steering.at(positions), 1.0):

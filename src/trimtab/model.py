@@ -478,7 +478,7 @@ class SteerableModel:
         if longest > self.context:
             seen = sum(i >= FIRST for i in prompt)
             of_them = f", {seen} of them {_counted(len(item.images), 'image')}" if seen else ""
-            raise BadItem(f"item '{item.id}' needs {longest} tokens{of_them}; {self.name} takes {self.context}")
+            raise BadItem(f"item '{item.id}' needs {longest} tokens{of_them}, {self.name} takes {self.context}")
         return Encoded(prompt[:n], tuple(w[n:] for w in wholes))
 
     # -- scoring

@@ -16,7 +16,6 @@ This room knows transformers' vision-language models and processors, and no task
 from __future__ import annotations
 
 import inspect
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -122,6 +121,30 @@ class _Pass:
     ids: Tensor
     virtual: Tensor | None
     """(rows, tokens), True at images; None where there is none."""
+    standing: _Standing | None = None
+    """What stands at the images, once it was looked up."""
+
+
+@dataclass(eq=False)
+class _Standing:
+    """The images of a pass: where their tokens are, and what stands there."""
+
+    rows: Tensor
+    columns: Tensor
+    numbers: Tensor
+    """Of each token, the number of its image."""
+    seen: list[_Features]
+    """Images of the pass, each once, or once for each strength that acts on the tower."""
+    which: Tensor
+    """Of each token, its image among `seen`."""
+    offset: Tensor
+    """Of each token, its place in its image."""
+
+    def at(self, parts: Sequence[Tensor], like: Tensor) -> Tensor:
+        """(tokens, dim): of each token its row of its image's part."""
+        sizes = torch.tensor([0, *(len(p) for p in parts[:-1])], device=self.which.device).cumsum(0)
+        whole = torch.cat([p.to(like.device, like.dtype) for p in parts])
+        return whole[sizes[self.which] + self.offset]
 
 
 class Eyes:
@@ -260,7 +283,9 @@ class Eyes:
         return tuple(row)
 
     def _processed(self, text: str, images: Sequence[Any]) -> Any:
-        if self.sight.blocks == "prefix":  # its processor puts one behind the images, whatever a template has begun with
+        if (
+            self.sight.blocks == "prefix"
+        ):  # its processor puts one behind the images, whatever a template has begun with
             text = text.removeprefix(self.processor.tokenizer.bos_token or "")
         try:
             return self.processor(text=[text], images=[list(images)], add_special_tokens=False, return_tensors="pt")
@@ -355,30 +380,37 @@ class Eyes:
         self._store.move_to_end(number)
         return self._store[number]
 
-    def _numbers(self, ids: Tensor) -> list[int]:
-        """Of each virtual id, the number of its image."""
-        return [bisect_right(self._starts, i) - 1 for i in ids.tolist()]
+    def _numbers(self, ids: Tensor) -> Tensor:
+        """Of each id, the number of its image; of one that is of none, something."""
+        starts = torch.tensor(self._starts, device=ids.device)
+        return torch.searchsorted(starts, ids.clamp(min=FIRST), right=True) - 1
 
-    def _looked_up(self, rows: Sequence[int], numbers: Sequence[int]) -> dict[tuple[int, int], _Features]:
-        """The features of each image in each row: stored ones, or those under the steerings that act on the tower now.
+    def _stand(self, now: _Pass) -> _Standing:
+        """Looks up the images of a pass: stored features, or those under the steerings that act on the tower now.
 
-        A steering of the tower is never stored: it may be learned, and its tensors change in place.
+        The latter are never stored: a steering may be learned, and its tensors change in place.
         """
-        wanted = list(dict.fromkeys(zip(rows, numbers, strict=True)))
+        assert now.virtual is not None
+        rows, columns = now.virtual.nonzero(as_tuple=True)
+        ids = now.ids[rows, columns]
+        numbers = self._numbers(ids)
+        starts = torch.tensor(self._starts, device=ids.device)
         dials = acting(self._others)
         if not dials:
-            return {(r, n): self._stored_features(n) for r, n in wanted}
+            shown, which = numbers.unique(return_inverse=True)
+            seen = [self._stored_features(n) for n in shown.tolist()]
+            return _Standing(rows, columns, numbers, seen, which, ids - starts[numbers])
+        pairs, which = torch.stack([rows, numbers]).unique(dim=1, return_inverse=True)
         made: dict[Any, _Features] = {}
-        found = {}
-        for r, n in wanted:
+        for r, n in pairs.T.tolist():
             key = n, tuple(dial.of_row(r) for dial in dials)
             if key not in made:
                 with ExitStack() as stack:
                     for dial in dials:
                         stack.enter_context(dial.alone(r))
                     made[key] = self._features(self._pixels_of(n, keep=True))
-            found[r, n] = made[key]
-        return found
+        each = [made[n, tuple(dial.of_row(r) for dial in dials)] for r, n in pairs.T.tolist()]
+        return _Standing(rows, columns, numbers, each, which, ids - starts[numbers])
 
     # -- the forward pass
 
@@ -420,25 +452,10 @@ class Eyes:
         now = self._last
         if now is None or now.virtual is None or self.sight.cross:
             return None
+        at = now.standing = self._stand(now)
         out = output.clone()
-        for place, features, offsets in self._placed(now):
-            out[place] = features.embeds.to(out.device, out.dtype)[offsets]
+        out[at.rows, at.columns] = at.at([f.embeds for f in at.seen], out)
         return out
-
-    def _placed(self, now: _Pass) -> Iterator[tuple[tuple[Tensor, Tensor], _Features, Tensor]]:
-        """Each image in each row: where its tokens are, its features, and which of them stand there."""
-        assert now.virtual is not None
-        rows, columns = now.virtual.nonzero(as_tuple=True)
-        ids = now.ids[rows, columns]
-        numbers = self._numbers(ids)
-        per_row = rows.tolist()
-        features = self._looked_up(per_row, numbers)
-        groups: dict[tuple[int, int], list[int]] = {}
-        for k, pair in enumerate(zip(per_row, numbers, strict=True)):
-            groups.setdefault(pair, []).append(k)
-        for (r, n), members in groups.items():
-            index = torch.tensor(members, device=ids.device)
-            yield (rows[index], columns[index]), features[r, n], ids[index] - self._starts[n]
 
     def _pass_along(self, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """What the backbone is given besides embeddings, from the ids that these are of."""
@@ -512,7 +529,7 @@ class Eyes:
             return None
         depth = _depths(now, given)
         starts = torch.tensor(self._starts, device=now.ids.device)
-        number = torch.searchsorted(starts, now.ids.clamp(min=FIRST), right=True) - 1
+        number = self._numbers(now.ids)
         # An image that is shown twice in a row is two blocks: the same offset at two depths.
         begun = depth - (now.ids - starts[number])
         return torch.where(now.virtual, number * (1 << 20) + begun, -1)
@@ -529,20 +546,20 @@ class Eyes:
         own = torch.zeros(3, rows, tokens, dtype=torch.long, device=depth.device)
         offset, saved = torch.zeros_like(depth), torch.zeros_like(depth)
         shown = torch.zeros_like(depth, dtype=torch.bool) if now.virtual is None else now.virtual
-        if now.virtual is not None:
-            r, c = now.virtual.nonzero(as_tuple=True)
-            for place, n in zip(zip(r.tolist(), c.tolist(), strict=True), self._numbers(now.ids[r, c]), strict=True):
-                seen = self._order[n]
-                assert seen.grid is not None
-                _, h, w = seen.grid
-                k = int(now.ids[place]) - seen.start
-                own[:, place[0], place[1]] = torch.tensor([k // (h * w), k // w % h, k % w])
-                offset[place] = k
-                if k == seen.tokens - 1:
-                    saved[place] = seen.tokens - max(h, w)
+        if now.standing is not None:
+            at = now.standing
+            grids = torch.tensor([seen.grid or (1, 1, 1) for seen in self._order], device=depth.device)
+            _, h, w = grids[at.numbers].unbind(1)
+            own[:, at.rows, at.columns] = torch.stack([at.offset // (h * w), at.offset // w % h, at.offset % w])
+            offset[at.rows, at.columns] = at.offset
+            sizes = grids.prod(1)[at.numbers]
+            ends = at.offset == sizes - 1
+            saved[at.rows, at.columns] = torch.where(ends, sizes - torch.maximum(h, w), 0)
         mask = given.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 4 and tokens > 1 and _past(given) == 0:
-            above = _allowed(mask, now.ids.shape, 0, depth.device)[:, 0] & ~torch.eye(tokens, dtype=torch.bool)
+            above = _allowed(mask, now.ids.shape, 0, depth.device)[:, 0] & ~torch.eye(
+                tokens, dtype=torch.bool, device=depth.device
+            )
             shift = (above.double() @ saved.double()[..., None])[..., 0].long()
         else:
             shift = saved.cumsum(1) - saved
@@ -566,16 +583,14 @@ class Eyes:
     # -- features behind the first blocks
 
     def _reach_deep(self, now: _Pass, given: dict[str, Any]) -> None:
-        assert now.virtual is not None
-        layers: list[Tensor] | None = None
-        for place, features, offsets in self._placed(now):
-            if layers is None:
-                layers = [given["inputs_embeds"].new_zeros(given["inputs_embeds"].shape) for _ in features.deep]
-            for layer, deep in zip(layers, features.deep, strict=True):
-                layer[place] = deep.to(layer.device, layer.dtype)[offsets]
-        assert layers is not None
+        at = now.standing
+        assert at is not None
         given["visual_pos_masks"] = now.virtual
-        given["deepstack_visual_embeds"] = [layer[now.virtual] for layer in layers]
+        given["deepstack_visual_embeds"] = [
+            # In the order of rows and columns, as the mask takes them.
+            at.at(parts, given["inputs_embeds"])
+            for parts in zip(*(f.deep for f in at.seen), strict=True)
+        ]
 
     # -- cross-attention
 
@@ -600,8 +615,9 @@ class Eyes:
             return
         shown: list[list[tuple[int, _Features]]] = [[] for _ in range(rows)]
         if now.virtual is not None:
-            for (r, c), features, _ in self._placed_one_by_one(now):
-                shown[r].append((c, features))
+            at = self._stand(now)
+            for r, c, k in zip(at.rows.tolist(), at.columns.tolist(), at.which.tolist(), strict=True):
+                shown[r].append((c, at.seen[k]))
         width = max([1, *(sum(len(f.embeds) for _, f in row) for row in shown)])
         states = embeds.new_zeros(rows, width, embeds.shape[-1])
         sees = torch.zeros(rows, tokens, width, dtype=torch.bool, device=embeds.device)
@@ -635,16 +651,6 @@ class Eyes:
     def _tiles(self, size: int) -> int:
         """Tiles of an image's states, padding included."""
         return size // int(self.hf.model.vision_model.num_patches)
-
-    def _placed_one_by_one(self, now: _Pass) -> Iterator[tuple[tuple[int, int], _Features, int]]:
-        """Each image token in order of rows and columns; one image may be shown twice in a row."""
-        assert now.virtual is not None
-        rows, columns = now.virtual.nonzero(as_tuple=True)
-        numbers = self._numbers(now.ids[rows, columns])
-        per_row = rows.tolist()
-        features = self._looked_up(per_row, numbers)
-        for r, c, n in zip(per_row, columns.tolist(), numbers, strict=True):
-            yield (r, c), features[r, n], n
 
     def _past_the_blind(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Rows that show no image pass a cross-attention block as they came, as they do alone.
