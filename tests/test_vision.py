@@ -47,11 +47,6 @@ BEGINS_ITSELF = ("paligemma", "mllama")
 """Processors that put the begin-of-text token where it belongs."""
 
 
-def usable(model: SteerableModel) -> list[Item]:
-    # transformers merges images that touch into one block of Gemma 3; the processor never makes them touch.
-    return list(ITEMS)
-
-
 def family_of(model: SteerableModel) -> str:
     return str(model.hf.config.model_type)
 
@@ -89,7 +84,7 @@ def oracle_logp(model: SteerableModel, one: Item, answer: str, tokens: int) -> f
 @pytest.mark.parametrize("way", ["tries", "rows", "shared"])
 def test_scores_are_those_of_the_whole_model_item_by_item(seeing, way, monkeypatch):
     """Batches of images of several sizes, several images, and words alone; packed, in plain rows, and from a cache."""
-    items = usable(seeing)
+    items = list(ITEMS)
     if way == "tries":
         found = seeing.score(items)
     elif way == "shared":
@@ -128,7 +123,7 @@ def test_an_image_is_encoded_once(seeing):
 
 def test_generation_is_that_of_the_whole_model(seeing):
     """Greedy, several prompts at once from a cache, against transformers' own generate with pixels, one at a time."""
-    items = usable(seeing)
+    items = list(ITEMS)
     outcomes = seeing.answer(items, max_new_tokens=6)
     for one, outcome in zip(items, outcomes, strict=True):
         inputs, _ = oracle_inputs(seeing, one)
@@ -143,7 +138,7 @@ def test_generation_is_that_of_the_whole_model(seeing):
 def test_generation_under_a_steering_is_that_of_full_passes(seeing):
     """With a cache, rows of several strengths, left padding: what full passes over the growing rows choose."""
     steering = random_steering(seeing, "*norm*", scale=0.2, seed=1)
-    rows = [e.prompt for e in seeing.encode(usable(seeing))]
+    rows = [e.prompt for e in seeing.encode(list(ITEMS))]
     strengths = [float(n % 3) / 2 for n in range(len(rows))]
     with seeing.steer(steering, strengths):
         found = seeing.generate_ids(rows, max_new_tokens=4)
@@ -157,7 +152,7 @@ def test_generation_under_a_steering_is_that_of_full_passes(seeing):
 
 def test_prepared_items_score_alike_at_every_strength(seeing):
     steering = random_steering(seeing, "layers.1.*norm*", scale=0.3, seed=4)
-    items = usable(seeing)
+    items = list(ITEMS)
     ready = seeing.prepared(items)
     for strength in (0.0, 0.5, 1.0):
         with seeing.steer(steering, strength):
@@ -171,7 +166,7 @@ def test_gradients_are_those_of_full_passes(seeing):
     """Through tries or plain rows as DSO has them, against the whole model with pixels."""
     steering = random_steering(seeing, "*norm*", scale=0.1, seed=5)
     tensors = [t for group in steering.interventions.values() for i in group for t in i.tensors().values()]
-    items = usable(seeing)
+    items = list(ITEMS)
     encoded = seeing.encode(items)
     flat = scoring.flatten(encoded)
 
@@ -202,3 +197,46 @@ def test_gradients_are_those_of_full_passes(seeing):
     for mine, other in zip(*found, strict=True):
         mine = torch.zeros_like(other) if mine is None else mine
         torch.testing.assert_close(mine, other, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
+def test_images_reach_across_a_sliding_window_as_in_transformers(family):
+    """Blocks that see both ways in layers whose window is shorter than they are: scored, and generated from a cache."""
+    seeing = tiny_vision(family, seed=2, sliding_window=3)
+    items = list(ITEMS)
+    assert not seeing.packs(12)
+    for one, outcome in zip(items, seeing.score(items), strict=True):
+        expected = [oracle_logp(seeing, one, o.text, n) for o, n in zip(one.options, outcome.tokens, strict=True)]
+        assert outcome.logp == pytest.approx(expected, abs=1e-4), one.id
+    for one, outcome in zip(items, seeing.answer(items, max_new_tokens=5), strict=True):
+        assert outcome.answer == seeing.answer([one], max_new_tokens=5)[0].answer, one.id
+        inputs, _ = oracle_inputs(seeing, one)
+        made = seeing.hf.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        alone = made[0, inputs["input_ids"].shape[1] :].tolist()
+        ends = [n for n, t in enumerate(alone) if t == seeing.tokenizer.eos_token_id]
+        assert outcome.answer == seeing.text(alone[: ends[0]] if ends else alone), one.id
+
+
+def test_beams_and_several_answers_show_their_prompts_images():
+    """Rows that transformers makes of a prompt have the prompt's images."""
+    seeing = tiny_vision("qwen2_vl", seed=2)
+    one = ITEMS[0]
+    (row,) = [e.prompt for e in seeing.encode([one])]
+    inputs, _ = oracle_inputs(seeing, one)
+    for options in ({"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
+        settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, **options}
+        # Three options part behind the first letters, so the prompt is shown whole.
+        whole = tuple(seeing.seen_tokens([seeing.eyes.put_in(one.prompt)], one.images)[0])
+        assert whole[: len(row)] == row
+        ids = torch.tensor([whole])
+        with seeing.eyes.prompts(ids) as words, torch.no_grad():
+            found = seeing.hf.generate(input_ids=words, attention_mask=torch.ones_like(words), **settings)
+        expected = seeing.hf.generate(**inputs, **settings)
+        assert torch.equal(found[:, len(whole) :], expected[:, inputs["input_ids"].shape[1] :])
+
+
+def test_a_repetition_penalty_of_the_model_is_heard():
+    """It looks up the prompt's ids in the vocabulary, where virtual ones have no place."""
+    seeing = tiny_vision("qwen2_vl", seed=2)
+    row = seeing.encode(ITEMS[:1])[0].prompt
+    assert len(seeing.generate_ids([row], max_new_tokens=3, repetition_penalty=1.3)[0]) <= 3

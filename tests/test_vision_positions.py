@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from test_vision import family_of, item, oracle_inputs, usable
+from test_vision import ITEMS, family_of, item, oracle_inputs
 from trimtab import artifact, ensemble
 from trimtab.errors import ArtifactError, UsageError
 from trimtab.learners.dso import DSO
@@ -72,7 +72,7 @@ def test_cached_decoding_keeps_to_its_positions(seeing, positions):
 def test_scores_are_those_of_the_whole_model(seeing, positions):
     """Packed and in rows, against the whole model with pixels under the same steering, item by item."""
     steering = random_steering(seeing, "*norm*", scale=0.2, seed=3).at(positions)
-    items = usable(seeing)
+    items = list(ITEMS)
     with seeing.steer(steering, 0.8):
         packed = seeing.score(items)
     with seeing.steer(steering, [0.8] * len(items)):

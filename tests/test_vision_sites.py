@@ -22,11 +22,6 @@ def seeing(request):
     return tiny_vision(request.param, seed=8)
 
 
-def usable(seeing, pattern: str) -> str:
-    """The tower's last block comes after the layer that LLaVA reads, so it changes nothing there."""
-    return pattern
-
-
 PATTERNS = ("vision.layers.0.out", "vision.layers.0.norm.*", "vision.layers.1.attn.proj_in", "projector.out")
 
 

@@ -501,13 +501,20 @@ class Eyes:
         mask = given.get("attention_mask")
         embeds: Tensor = given["inputs_embeds"]
 
+        whole = _allowed(
+            mask.get("full_attention") if isinstance(mask, dict) else mask, now.ids.shape, cached, embeds.device
+        )[..., cached:]
+        # Whom a token is seen by it may see, if both are of one block: in a trie, that is its own row alone. A window
+        # cuts off what is behind an image's token, and nothing of a prompt.
+        both = whole.transpose(-1, -2) & alike[:, None]
+        if self.sight.blocks == "prefix":
+            both = both | (whole & alike[:, None])
+
         def opened(of: Any, windowed: bool) -> Tensor:
             sees = _allowed(of, now.ids.shape, cached, embeds.device)
-            # Whom a token is seen by it may see, if both are of one block: in a trie, that is its own row alone.
-            back = sees[..., cached:].transpose(-1, -2) & alike[:, None]
             if windowed and window and not (isinstance(of, Tensor) and of.ndim == 4):
                 sees = sees & _within_window(now.ids.shape[1], cached, int(window), embeds.device)
-            sees = torch.cat([sees[..., :cached], sees[..., cached:] | back], -1)
+            sees = torch.cat([sees[..., :cached], sees[..., cached:] | both], -1)
             lowest = torch.finfo(embeds.dtype).min
             return torch.zeros(sees.shape, dtype=embeds.dtype, device=embeds.device).masked_fill_(~sees, lowest)
 
