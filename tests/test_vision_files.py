@@ -8,6 +8,7 @@ import pytest
 
 from trimtab.errors import BadItem, MissingExtra, ModelError, NoChatTemplate, UsageError
 from trimtab.model import load
+from trimtab.pictures import of_file
 from trimtab.steering import Steering
 from trimtab.testing import TINY_VISION_FAMILIES, noise, tiny, tiny_vision, write_tiny_vision_folder
 from trimtab.types import IMAGE, Item, Message, Option, Picture
@@ -35,7 +36,7 @@ def png(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("pictures") / "one.png"
     Image.linear_gradient("L").resize((21, 13)).convert("RGB").save(path)
-    return Picture(str(path), "of a gradient")
+    return of_file(path)
 
 
 @pytest.mark.parametrize("family", TINY_VISION_FAMILIES)
@@ -77,7 +78,7 @@ def test_an_image_that_cannot_be_opened_names_its_item(llava, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     with pytest.raises(BadItem, match=r"item 'who-7'.*broken\.png"):
-        llava.score([item("who?", Picture(str(broken), "b"))])
+        llava.score([item("who?", of_file(broken))])
 
 
 def test_more_image_tokens_than_the_context_names_the_numbers():

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from trimtab import sites
 from trimtab.errors import BadItem, MissingExtra, ModelError
+from trimtab.pictures import opened
 from trimtab.steering import acting
 from trimtab.types import IMAGE, Picture
 
@@ -163,7 +164,7 @@ class Eyes:
         self.sight = SIGHTS[self.kind]
         self.backbone = cast(Any, sites.backbone(hf))
         self.embedding = self.backbone.get_input_embeddings()
-        self.opened: Callable[[Picture], Image] = _opened
+        self.opened: Callable[[Picture], Image] = opened
         """What opens a picture."""
         found = (getattr(config, key, None) for key in ("image_token_id", "image_token_index"))
         self.image_token = int(next((i for i in found if i is not None), processor.image_token_id))
@@ -688,17 +689,6 @@ class _Remembering:
         # A processor takes entries out of what it is given.
         found = self._kept[key]
         return type(found)(data=dict(found))
-
-
-def _opened(picture: Picture) -> Image:
-    """A file, in RGB."""
-    import PIL.Image
-
-    try:
-        with PIL.Image.open(picture.source) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise BadItem(f"image {picture.source} cannot be opened: {error}") from error
 
 
 def _parts(text: str) -> list[dict[str, str]]:
