@@ -69,7 +69,7 @@ class Sight:
 
 
 _PLAIN = Sight()
-_QWEN = Sight(around=("<|vision_start|>", "<|vision_end|>"), rope=True, shares=True)
+_QWEN = Sight(around=("<|vision_start|>", "<|vision_end|>"), rope=True)
 SIGHTS: Mapping[str, Sight] = {
     "llava": _PLAIN,
     "llava_next": _PLAIN,
@@ -176,6 +176,8 @@ class Eyes:
         self._stored = 0
         self._pixels: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._prompts: Tensor | None = None
+        self._newline = 0
+        """Of a PaliGemma prompt, the token that PREFIX_ENDS stands for."""
         self._last: _Pass | None = None
         self._now: _Pass | None = None
         self._has: Tensor | None = None
@@ -284,9 +286,8 @@ class Eyes:
         return tuple(row)
 
     def _processed(self, text: str, images: Sequence[Any]) -> Any:
-        if (
-            self.sight.blocks == "prefix"
-        ):  # its processor puts one behind the images, whatever a template has begun with
+        if self.sight.blocks == "prefix":
+            # Its processor puts one behind the images, whatever a template has begun with.
             text = text.removeprefix(self.processor.tokenizer.bos_token or "")
         try:
             return self.processor(text=[text], images=[list(images)], add_special_tokens=False, return_tensors="pt")
@@ -431,8 +432,6 @@ class Eyes:
     def _worded(self, ids: Tensor) -> Tensor:
         words = ids.masked_fill(ids >= FIRST, self.image_token)
         return words.masked_fill(ids == PREFIX_ENDS, self._newline) if self.sight.blocks == "prefix" else words
-
-    _newline = 0
 
     def _words_for_images(self, module: Any, args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
         ids = args[0]
