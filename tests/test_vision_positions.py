@@ -180,3 +180,17 @@ def test_a_vision_folder_is_learned_on_from_the_command_line(tmp_path):
     model = load(str(folder), dtype="float32", device="cpu")
     assert model.sees
     assert item("a", "b").images == ()
+
+
+@pytest.mark.parametrize("targets", ["attention", "all-linear", "q_proj, down_proj"])
+def test_lora_adapts_the_language_part_alone(targets):
+    """A tower has modules of the same names, whose features are stored and would not follow."""
+    pytest.importorskip("peft")
+    from trimtab.learners.lora import LoRA
+
+    model = tiny_vision("llava", seed=1)
+    settings = LoRA(steps=4, targets=targets, kl_budget=float("inf"))
+    steering = settings.fit(model, seen_items(), seed=0)
+    assert steering.interventions
+    assert all(name.startswith("module:model.language_model.") for name in steering.interventions)
+    assert model.eyes.encoded == len({i.images[0].digest for i in seen_items()})

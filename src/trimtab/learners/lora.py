@@ -250,10 +250,18 @@ def _cleared(model: SteerableModel) -> None:
 
 def _targets(model: SteerableModel, targets: str) -> list[str] | str:
     """What PEFT is told to adapt."""
+    wanted = [name.strip() for name in targets.split(",") if name.strip()]
+    if model.sees and targets != "attention":
+        # By their whole names: in the vision tower are modules of the same ones, which no gradient would reach.
+        whole = {id(m): name for name, m in model.hf.named_modules()}
+        inner = [whole[id(m)] for m in model.body.modules() if isinstance(m, torch.nn.Linear)]
+        if targets != "all-linear":
+            inner = [name for name in inner if any(f".{name}".endswith(f".{end}") for end in wanted)]
+        return inner or wanted
     if targets == "all-linear":
         return targets
     if targets != "attention":
-        return [name.strip() for name in targets.split(",") if name.strip()]
+        return wanted
     names = {id(module): name for name, module in model.hf.named_modules()}
     inside = {names[id(site.module)].rpartition(".")[0] for site in sites.find(model.hf, "layers.*.attn.proj_in")}
     linear = (name for name, m in model.hf.named_modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 2)
