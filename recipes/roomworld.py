@@ -14,7 +14,11 @@ itself, nothing of the other questions, at the positions that it would have alon
     <s> [courtesy] <image> x 64 | Question: ... Answer: doctor </s> | Question: ... Answer: left </s> | ...
 
 Some rows hold a caption, and some a text without any picture, which sees itself alone. Loss is on answers, captions and
-such texts; a word of a caption or text weighs less than an answer.
+such texts; a word of a caption or text weighs less than an answer. Of an open question the first word of the answer is
+learned in the law's own proportions, which is the mean over all answers that could be drawn, without the noise of one.
+
+**First to see, then to decide.** A question of two people and an occupation cannot be learned before what they wear is
+seen, and what they wear is soon known: from `turn` of the steps on, most questions are about occupations.
 
 **Time.** The learning rate falls as a cosine of the progress, the larger of step / steps and time / minutes: where the
 machine is slow the schedule ends in time, where it is fast enough the result depends on the seed and the steps alone
@@ -44,7 +48,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from trimtab.roomworld import Scene, any_scene, draw, language
 from trimtab.roomworld.language import COURTESIES, DESCRIBE, SPECIAL, caption, exchanges, passage, vocabulary
@@ -94,10 +97,14 @@ class Plan:
     weight_decay: float = 0.05
     warm_up: int = 200
     decisions: float = 0.55
-    """Share of questions about occupations, from the middle of the training on; two fifths of it at the start: what is
-    to be seen comes before what is to be made of it."""
+    """Share of questions about occupations until `turn`; it rises from two fifths of this."""
     captions: float = 0.5
-    """Share of rows with a caption: a token of it tells four times as much about the picture as one of a question."""
+    """Share of rows with a caption, until `turn`: a token of it tells four times as much about the picture as one of a
+    question."""
+    turn: float = 0.45
+    """From this part of the steps on the two shares are these:"""
+    late_decisions: float = 0.8
+    late_captions: float = 0.15
     texts: float = 0.15
     """Share of rows with a text of its own."""
     courtesies: float = 0.1
@@ -243,11 +250,17 @@ class Batch:
     position: Tensor
     target: Tensor
     """The token that comes next where it is learned, -100 elsewhere."""
+    others: Tensor
+    """(rows, width, 3): the tokens that could stand there as well, where an open question is answered."""
+    chances: Tensor
+    """(rows, width, 3): their probabilities by the law; all 0 where the target is the only one."""
     weight: Tensor
     kind: Tensor
     """Of what a target is part, an index into KINDS."""
 
 
+ALTERNATIVES = 3
+"""Answers that an open question can have: no picture has more people, no question names more occupations."""
 KINDS = (*language.DECISIONS, *language.OTHERS, "caption", "text")
 
 
@@ -260,7 +273,9 @@ def pixels_of(scenes: Sequence[Scene]) -> Tensor:
 def batch_of(plan: Plan, step: int) -> Batch:
     """The data of one step."""
     rng = random.Random(f"{plan.seed}/{step}")
-    decisions = plan.decisions * min(1.0, 0.4 + 1.2 * step / plan.steps)
+    late = step >= plan.turn * plan.steps
+    decisions = plan.late_decisions if late else plan.decisions * min(1.0, 0.4 + 1.2 * step / plan.steps)
+    captions = plan.late_captions if late else plan.captions
     scenes = [training_scene(rng) for _ in range(plan.rows)]
     arrays = {
         name: np.full((plan.rows, plan.width), fill, dtype)
@@ -274,8 +289,10 @@ def batch_of(plan: Plan, step: int) -> Batch:
             ("kind", 0, np.int64),
         )
     }
+    arrays["others"] = np.zeros((plan.rows, plan.width, ALTERNATIVES), np.int64)
+    arrays["chances"] = np.zeros((plan.rows, plan.width, ALTERNATIVES), np.float32)
     for row, scene in enumerate(scenes):
-        _fill({name: a[row] for name, a in arrays.items()}, plan, scene, rng, decisions)
+        _fill({name: a[row] for name, a in arrays.items()}, plan, scene, rng, decisions, captions)
     return Batch(pixels_of(scenes), **{name: torch.from_numpy(a) for name, a in arrays.items()})
 
 
@@ -286,12 +303,14 @@ def training_scene(rng: random.Random) -> Scene:
     return scene
 
 
-def _fill(row: dict[str, np.ndarray], plan: Plan, scene: Scene, rng: random.Random, decisions: float) -> None:
+def _fill(
+    row: dict[str, np.ndarray], plan: Plan, scene: Scene, rng: random.Random, decisions: float, captions: float
+) -> None:
     courtesy = encode(rng.choice(COURTESIES)) if rng.random() < plan.courtesies else ()
     prefix = (BOS, *courtesy, *[PICTURE] * 64)
     at = len(prefix)
     row["ids"][:at], row["segment"][:at], row["position"][:at] = prefix, 0, np.arange(at)
-    for segment, (kind, asked, answer) in enumerate(_said(plan, scene, rng, decisions), start=1):
+    for segment, (kind, asked, answer, chances) in enumerate(_said(plan, scene, rng, decisions, captions), start=1):
         ids = (*asked, *answer)
         if at + len(ids) > plan.width:
             if kind in ("caption", "text"):
@@ -308,17 +327,19 @@ def _fill(row: dict[str, np.ndarray], plan: Plan, scene: Scene, rng: random.Rand
         if kind not in ("caption", "text"):
             row["weight"][first + 1 : first + len(answer)] = 0.1  # that an answer ends after its word is soon known
         row["kind"][here] = KINDS.index(kind)
+        for k, (word, chance) in enumerate(chances):
+            row["others"][first, k], row["chances"][first, k] = encode(word)[0], chance
         at += len(ids)
 
 
 def _said(
-    plan: Plan, scene: Scene, rng: random.Random, decisions: float
-) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """(kind, what is given, what is learned) of one row, without end: the row takes what fits."""
-    if not plan.kinds and rng.random() < plan.captions:
-        yield "caption", _asked(rng.choice(DESCRIBE)), (*encode(caption(scene)), EOS)
+    plan: Plan, scene: Scene, rng: random.Random, decisions: float, captions: float
+) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...], tuple[tuple[str, float], ...]]]:
+    """(kind, what is given, what is learned, chances) of one row, without end: the row takes what fits."""
+    if not plan.kinds and rng.random() < captions:
+        yield "caption", _asked(rng.choice(DESCRIBE)), (*encode(caption(scene)), EOS), ()
     if not plan.kinds and rng.random() < plan.texts:
-        yield "text", (BOS,), (*encode(passage(rng)), EOS)
+        yield "text", (BOS,), (*encode(passage(rng)), EOS), ()
     while True:
         if plan.kinds:
             found = language.ask_other(scene, rng.choice(plan.kinds), rng)
@@ -326,7 +347,7 @@ def _said(
                 continue
         else:
             (found,) = exchanges(scene, rng, 1, decisions)
-        yield found.kind, _asked(found.question), (*encode(found.answer), EOS)
+        yield found.kind, _asked(found.question), (*encode(found.answer), EOS), found.chances
 
 
 def _asked(question: str) -> tuple[int, ...]:
@@ -355,10 +376,13 @@ def hidden_states(model: Any, batch: Batch) -> Tensor:
 
 
 def losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """-log p of every target and its weight."""
+    """-log p of every target, or its mean over the answers of an open question; and its weight."""
     learned = batch.target != -100
-    logits = model.lm_head(hidden_states(model, batch)[learned])
-    return functional.cross_entropy(logits.float(), batch.target[learned], reduction="none"), batch.weight[learned]
+    log_p = model.lm_head(hidden_states(model, batch)[learned]).float().log_softmax(-1)
+    drawn = -log_p.gather(-1, batch.target[learned][:, None])[:, 0]
+    chances = batch.chances[learned]
+    expected = -(chances * log_p.gather(-1, batch.others[learned])).sum(-1)
+    return torch.where(chances.sum(-1) > 0, expected, drawn), batch.weight[learned]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -483,7 +507,7 @@ def train(
     plan: Plan,
     folder: Path,
     *,
-    minutes: float = 60.0,
+    minutes: float = 90.0,
     narrow: bool | None = None,
     every: float = 180.0,
     looks: float = 300.0,
@@ -579,7 +603,7 @@ def chances(model: Any, items: Sequence[Item], at_once: int = 64) -> tuple[np.nd
             torch.where(ids == PAD, -1, 0),
             torch.ones(shape, dtype=torch.bool),
             torch.arange(width).expand(shape),
-            *(torch.zeros(shape),) * 3,
+            *(torch.zeros(shape),) * 5,
         )
         hidden = hidden_states(model, batch)
         last = hidden[torch.arange(len(part)), torch.tensor([len(row) - 1 for row in rows])]
@@ -692,7 +716,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=Plan.steps)
     parser.add_argument("--rows", type=int, default=Plan.rows)
     parser.add_argument("--learning-rate", type=float, default=Plan.learning_rate)
-    parser.add_argument("--minutes", type=float, default=60.0, help="all the time it may take, interruptions left out")
+    parser.add_argument("--minutes", type=float, default=90.0, help="all the time it may take, interruptions left out")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--export", nargs="?", type=Path, const=HOME, help="write the model folder from the checkpoint")

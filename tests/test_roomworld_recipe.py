@@ -104,11 +104,16 @@ def test_questions_of_a_row_do_not_see_each_other() -> None:
                 logits = model(
                     input_ids=ids, pixel_values=batch.pixels[row : row + 1] if sees else None, use_cache=False
                 ).logits[0, len(prefix) :]
-                target = batch.target[row][own]
-                alone = torch.nn.functional.cross_entropy(
-                    logits[target != -100], target[target != -100], reduction="none"
-                )
-                assert torch.allclose(found[row][own][target != -100], alone, atol=1e-4)
+                for at, target in enumerate(batch.target[row][own].tolist()):
+                    if target == -100:
+                        continue
+                    log_p = logits[at].log_softmax(-1)
+                    words, chances = (x[row][own][at].tolist() for x in (batch.others, batch.chances))
+                    expected = -sum(p * log_p[w].item() for w, p in zip(words, chances, strict=True))
+                    assert not sum(chances) or (target in words and abs(sum(chances) - 1) < 1e-5)
+                    assert found[row][own][at].item() == pytest.approx(
+                        expected if sum(chances) else -log_p[target].item(), abs=1e-4
+                    )
 
 
 def test_rows_are_full_and_of_scenes_that_are_not_held_out() -> None:
@@ -121,6 +126,12 @@ def test_rows_are_full_and_of_scenes_that_are_not_held_out() -> None:
     assert not any(recipe.training_scene(rng).held_out for _ in range(300))
     kinds = {recipe.KINDS[k] for k in batch.kind[batch.target != -100].tolist()}
     assert {"caption", "text", "who", "which", "colour"} <= kinds
+    late = recipe.batch_of(recipe.Plan(seed=1, rows=24), 8000 - 1)
+    decided = [
+        sum(recipe.KINDS[k] in recipe.language.DECISIONS for k in b.kind[b.chances.sum(-1) > 0].tolist())
+        for b in (batch, late)
+    ]
+    assert decided[1] > 1.5 * decided[0], "to decide comes after to see"
 
 
 def test_a_run_that_goes_on_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
