@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
@@ -180,15 +180,23 @@ def resumed(blocks: Sequence[nn.Module], hidden: Float[Tensor, "rows tokens dim"
     they would have computed, bit for bit.
     """
 
-    def through(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x
-
     def given(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden
 
+    with left_out(blocks[:-1]), forward_as(blocks[-1], given) if blocks else nullcontext():
+        yield
+
+
+@contextmanager
+def left_out(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it these blocks hand on what they are given, at no cost."""
+
+    def through(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x
+
     with ExitStack() as stack:
         for block in blocks:
-            stack.enter_context(forward_as(block, given if block is blocks[-1] else through))
+            stack.enter_context(forward_as(block, through))
         yield
 
 

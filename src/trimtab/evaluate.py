@@ -147,9 +147,11 @@ def evaluate(
     SteerableModel.score). With `mode="generated"` answers are generated and read (SteerableModel.answer) and
     unparsed_rate stands beside the task's figures. Every image is opened once before anything is scored; items whose
     image cannot be are refused together, or with `skip_bad` left out everywhere and named in `skipped` and in the
-    summary. Under `accelerate launch` the processes share the work; the first
-    writes, and only it has records and draws figures. Raises TaskError for a split without items, BadItem for images,
-    RunError for a folder of another run, MissingExtra for several processes without accelerate.
+    summary.
+
+    Under `accelerate launch` the processes share the work; the first writes, and only it has records and draws figures.
+    Raises TaskError for a split without items, BadItem for images, RunError for a folder of another run, MissingExtra
+    for several processes without accelerate.
     """
     named = [tasks] if isinstance(tasks, Task) else list(tasks)
     if limit is not None and limit < 1:

@@ -788,14 +788,15 @@ class SteerableModel:
         shown = [tuple(images or ())] if single else [tuple(some) for some in images or none]
         if len(shown) != len(batch):
             raise UsageError(f"{len(shown)} lists of images for {len(batch)} prompts; give one for each, empty or not")
-        rows = [self._prompt_tokens(p, i) for p, i in zip(batch, shown, strict=True)]
-        new = self.generate_ids(rows, max_new_tokens=max_new_tokens, **options)
+        new = self.generate_ids(self._prompt_rows(batch, shown), max_new_tokens=max_new_tokens, **options)
         texts = [self.text(row) for row in new]
         return texts[0] if single else texts
 
-    def _prompt_tokens(self, prompt: Prompt, images: tuple[Picture, ...]) -> tuple[int, ...]:
-        if not images:
-            return self.tokens([self.render(prompt)])[0]
+    def _prompt_rows(self, prompts: Sequence[Prompt], shown: Sequence[tuple[Picture, ...]]) -> list[tuple[int, ...]]:
+        words = iter(self.tokens([self.render(p) for p, images in zip(prompts, shown, strict=True) if not images]))
+        return [self._seen_prompt(p, i) if i else next(words) for p, i in zip(prompts, shown, strict=True)]
+
+    def _seen_prompt(self, prompt: Prompt, images: tuple[Picture, ...]) -> tuple[int, ...]:
         held = {"prompt": prompt} if isinstance(prompt, str) else {"messages": tuple(prompt)}
         item = Item("prompt", (), "", "", True, images=images, **held)
         return self.seen_tokens([self._shown(item, None)], images)[0]

@@ -375,18 +375,23 @@ def tiny_vision(
 
 def write_tiny_vision_folder(path: str | Path, family: str = "llava", **settings: Any) -> Path:
     """Write a tiny vision-language model and its processor as `save_pretrained` does, for `trimtab.model.load`."""
+    model = tiny_vision(family, **settings)
+    return _write(path, model.hf, model.processor)
+
+
+def _write(path: str | Path, *parts: Any) -> Path:
+    """Write what a folder of a model is made of, without progress bars."""
     from transformers.utils import logging as hf_logging
 
-    model = tiny_vision(family, **settings)
     out = Path(path)
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
-        model.hf.save_pretrained(out)  # type: ignore[operator]
+        for part in parts:
+            part.save_pretrained(out)
     finally:
         if bars:
             hf_logging.enable_progress_bar()
-    model.processor.save_pretrained(out)
     return out
 
 
@@ -425,19 +430,8 @@ def write_tiny_folder(
     path: str | Path, family: str = "llama", *, chat: bool = True, seed: int = 0, **config: Any
 ) -> Path:
     """Write a tiny model and its tokenizer as `save_pretrained` does, for `trimtab.model.load(folder)`."""
-    from transformers.utils import logging as hf_logging
-
     model = tiny(family, seed=seed, chat=chat, **config)
-    out = Path(path)
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        model.hf.save_pretrained(out)  # type: ignore[operator]
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()
-    model.tokenizer.save_pretrained(out)
-    return out
+    return _write(path, model.hf, model.tokenizer)
 
 
 def tiny_task(n_concepts: int = 6, n_templates: int = 6, seed: int = 0) -> Task:

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -65,9 +64,7 @@ class Recalling(SteerableModel):
             return super().pooled(at, rows, pool=pool, skip=skip, on_batch=on_batch)
         shelf = self._kept.setdefault((pool, skip), _Shelf(self._at))
         missing = [row for row in dict.fromkeys(rows) if row not in shelf.places]
-        with ExitStack() as stack:
-            for block in self._above:  # nothing is read there
-                stack.enter_context(capture.forward_as(block, _through))
+        with capture.left_out(self._above):  # nothing is read there
             for start in range(0, len(missing), AT_ONCE):
                 some = missing[start : start + AT_ONCE]
                 shelf.add(some, super().pooled(self._at, some, pool=pool, skip=skip, on_batch=on_batch))
@@ -77,10 +74,6 @@ class Recalling(SteerableModel):
     def texts_read(self) -> int:
         """Texts that were run, each once a way of pooling."""
         return sum(len(shelf.places) for shelf in self._kept.values())
-
-
-def _through(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return x
 
 
 class _Shelf:
