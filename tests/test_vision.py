@@ -6,16 +6,19 @@ comes out, one item at a time.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import pytest
 import torch
 
+from trimtab import contrasts, packing, scoring, sites
 from trimtab import model as model_room
-from trimtab import packing, scoring
+from trimtab.learners.contrast import CAA
 from trimtab.model import SteerableModel
 from trimtab.testing import BEGIN, TINY_VISION_FAMILIES, noise, random_steering, tiny_vision
-from trimtab.types import IMAGE, Item, Option
+from trimtab.types import IMAGE, Contrast, Example, Item, Option
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
@@ -240,3 +243,41 @@ def test_a_repetition_penalty_of_the_model_is_heard():
     seeing = tiny_vision("qwen2_vl", seed=2)
     row = seeing.encode(ITEMS[:1])[0].prompt
     assert len(seeing.generate_ids([row], max_new_tokens=3, repetition_penalty=1.3)[0]) <= 3
+
+
+def test_a_direction_is_learned_where_images_are_shown(seeing):
+    """CAA's vector: the difference of what a plain hook sees at the answer's last token in the whole model."""
+    items = [
+        item(f"{n}", f"{IMAGE}who is the doctor?", picture, options=("he", "she", "nobody"))
+        for n, picture in enumerate((WIDE, TALL))
+    ]
+    contrast = contrasts.from_items(items, against="anti")
+    assert [e.images for e in contrast.positive] == [(WIDE,), (TALL,)]
+    site = sites.find(seeing.hf, "layers.*.out")[-1]
+    found = CAA(sites=site.name).fit(seeing, contrast, seed=0)
+    last: dict[str, list[torch.Tensor]] = {"she": [], "he": []}
+    for one in items:
+        for answer, kept in last.items():
+            inputs, more = oracle_inputs(seeing, one, answer)
+            out: list[torch.Tensor] = []
+            handle = site.module.register_forward_hook(
+                lambda m, a, o, out=out: out.append(o[0] if isinstance(o, tuple) else o)
+            )
+            try:
+                with torch.no_grad():
+                    seeing.hf(**inputs, use_cache=False)
+            finally:
+                handle.remove()
+            kept.append(out[-1][0, len(inputs["input_ids"][0]) - 1 - more])
+    expected = torch.stack(last["she"]).mean(0) - torch.stack(last["he"]).mean(0)
+    (learned,) = found.interventions[site.name]
+    torch.testing.assert_close(learned.c, expected, **CLOSE)
+
+
+def test_two_pictures_make_two_sides():
+    """What a contrast is identified by includes what it shows; a text without pictures has the digest it always had."""
+    words = Contrast("c", (Example("who?", "she"),), (Example("who?", "he"),))
+    shown = [Contrast("c", (Example("who?", "she", (p,)),), (Example("who?", "he", (p,)),)) for p in (WIDE, TALL)]
+    assert len({c.digest() for c in (words, *shown)}) == 3
+    plain = [[["who?", "she"]], [["who?", "he"]]]
+    assert words.digest() == hashlib.sha256(json.dumps(plain, ensure_ascii=False).encode()).hexdigest()

@@ -154,7 +154,7 @@ def from_items(
             continue
         kinds["ambiguous" if item.ambiguous else "unambiguous"] += 1
         prompt = item.prompt if item.prompt is not None else item.messages or ()
-        pairs.append((Example(prompt, found[0].text), Example(prompt, found[1].text)))
+        pairs.append((Example(prompt, found[0].text, item.images), Example(prompt, found[1].text, item.images)))
     used = {k: kinds.pop(k, 0) for k in ("ambiguous", "unambiguous")}
     left = "; ".join(f"{k} {why}" for why, k in kinds.items()) or "nothing"
     if not pairs:

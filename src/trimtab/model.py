@@ -375,24 +375,26 @@ class SteerableModel:
         if key in self._encoded:
             self._encoded.move_to_end(key)
             return self._encoded[key]
+        rows = self._seen_rows(item, [o.text for o in item.options], instruction)
+        self._encoded[key] = self._parted(item, rows[0], rows[1:])
+        if len(self._encoded) > ENCODED:
+            self._encoded.popitem(last=False)
+        return self._encoded[key]
+
+    def _seen_rows(self, item: Item, answers: Sequence[str], instruction: str | None) -> list[tuple[int, ...]]:
+        """Token ids of the prompt of an item with images, and of it with each answer behind it."""
         eyes = self._require_eyes(item)
         try:
             stem = self._shown(item, instruction)
             if eyes.sight.blocks == "prefix":  # what it answers is tokenised apart from what it is asked
                 (prompt,) = self.seen_tokens([stem], item.images)
-                tails = self.tokenizer([o.text.strip(" ") for o in item.options], add_special_tokens=False).input_ids
-                rows = [prompt, *(prompt + tuple(t) for t in tails)]
-            else:
-                chat = item.prompt is None
-                texts = [stem, *(_answered(stem, o.text, chat=chat) for o in item.options)]
-                rows = self.seen_tokens(texts, item.images)
+                tails = self.tokenizer([a.strip(" ") for a in answers], add_special_tokens=False).input_ids
+                return [prompt, *(prompt + tuple(t) for t in tails)]
+            chat = item.prompt is None
+            return self.seen_tokens([stem, *(_answered(stem, a, chat=chat) for a in answers)], item.images)
         except BadItem as error:
             named = f"item '{item.id}'"
             raise (error if named in str(error) else BadItem(f"{named}: {error}")) from error
-        self._encoded[key] = self._parted(item, rows[0], rows[1:])
-        if len(self._encoded) > ENCODED:
-            self._encoded.popitem(last=False)
-        return self._encoded[key]
 
     def _shown(self, item: Item, instruction: str | None) -> str:
         """The text that an item with images is: as `render` has it, with the family's placeholders where they stand."""
@@ -443,14 +445,18 @@ class SteerableModel:
     def example_tokens(self, examples: Sequence[Example], instruction: str | None = None) -> list[tuple[int, ...]]:
         """Token ids of examples: the prompt, or the chat with its answer begun, and behind it the answer's words.
 
-        Raises BadItem for an example beyond the context, NoChatTemplate for a chat without a template.
+        Raises BadItem for an example beyond the context and for images to a model that reads words alone,
+        NoChatTemplate for a chat without a template.
         """
         texts = []
         for example in examples:
+            if example.images:
+                continue
             chat = not isinstance(example.prompt, str)
             stem = self.render(example.prompt, instruction)
             texts.append(_answered(stem if chat else stem.rstrip(" "), example.answer, chat=chat))
-        rows = self.tokens(texts)
+        words = iter(self.tokens(texts))
+        rows = [self._seen_example(e, instruction) if e.images else next(words) for e in examples]
         for example, row in zip(examples, rows, strict=True):
             if not 0 < len(row) <= self.context:
                 raise BadItem(f"an example has {len(row)} tokens, {self.name} takes 1 to {self.context}: {example}")
@@ -793,13 +799,14 @@ class SteerableModel:
         return texts[0] if single else texts
 
     def _prompt_rows(self, prompts: Sequence[Prompt], shown: Sequence[tuple[Picture, ...]]) -> list[tuple[int, ...]]:
+        examples = [Example(p if isinstance(p, str) else tuple(p), "", i) for p, i in zip(prompts, shown, strict=True)]
         words = iter(self.tokens([self.render(p) for p, images in zip(prompts, shown, strict=True) if not images]))
-        return [self._seen_prompt(p, i) if i else next(words) for p, i in zip(prompts, shown, strict=True)]
+        return [self._seen_example(e, None) if e.images else next(words) for e in examples]
 
-    def _seen_prompt(self, prompt: Prompt, images: tuple[Picture, ...]) -> tuple[int, ...]:
-        held = {"prompt": prompt} if isinstance(prompt, str) else {"messages": tuple(prompt)}
-        item = Item("prompt", (), "", "", True, images=images, **held)
-        return self.seen_tokens([self._shown(item, None)], images)[0]
+    def _seen_example(self, example: Example, instruction: str | None) -> tuple[int, ...]:
+        prompt, messages = (example.prompt, None) if isinstance(example.prompt, str) else (None, example.prompt)
+        item = Item("prompt", (), "", "", True, prompt=prompt, messages=messages, images=example.images)
+        return self._seen_rows(item, [example.answer] if example.answer else [], instruction)[-1]
 
     def text(self, ids: Sequence[int]) -> str:
         """Tokens as text, special tokens left out."""

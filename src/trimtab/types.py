@@ -147,6 +147,8 @@ class Example:
 
     prompt: str | tuple[Message, ...]
     answer: str = ""
+    images: tuple[Picture, ...] = ()
+    """Pictures that the prompt shows, in the order in which it names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,11 @@ class Contrast:
 
         def side(examples: tuple[Example, ...]) -> list[Any]:
             return [
-                [e.prompt if isinstance(e.prompt, str) else [[m.role, m.content] for m in e.prompt], e.answer]
+                [
+                    e.prompt if isinstance(e.prompt, str) else [[m.role, m.content] for m in e.prompt],
+                    e.answer,
+                    *(image.digest for image in e.images),
+                ]
                 for e in examples
             ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, get_args
 
 import torch
@@ -134,7 +134,7 @@ def _without_system(example: Example) -> Example:
     if isinstance(turns, str) or len(turns) < 2 or turns[0].role != "system":
         return example
     first = Message(turns[1].role, f"{turns[0].content}\n\n{turns[1].content}")
-    return Example((first, *turns[2:]), example.answer)
+    return replace(example, prompt=(first, *turns[2:]))
 
 
 def _shortened(text: str) -> str:
