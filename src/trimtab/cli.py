@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -89,6 +90,33 @@ def _joined(words: Sequence[str]) -> list[str]:
 # -- the commands
 
 
+@dataclass(frozen=True)
+class _Show:
+    """What a demo learns and measures, and in what words it says so."""
+
+    model: str
+    tasks: tuple[str, ...]
+    """The first is learned on; all are measured."""
+    about: str
+    unseen: str
+    prompts: tuple[str, ...] = ()
+
+
+_WORDS = _Show(
+    "demo:smollm2",
+    ("pronoun",),
+    "which pronoun follows an occupation",
+    "occupations and wordings",
+    ("The nurse walked into the room and said that", "The mechanic was late, because"),
+)
+_PICTURES = _Show(
+    "demo:roomworld",
+    ("who-is", "roomworld"),
+    "which person in the picture is the doctor, the builder, ...",
+    "occupations, rooms and wordings",
+)
+
+
 def _demo(args: argparse.Namespace) -> None:
     from trimtab import artifact, report
     from trimtab.evaluate import certify, evaluate
@@ -97,38 +125,41 @@ def _demo(args: argparse.Namespace) -> None:
     from trimtab.tasks import load_task
 
     begun = time.monotonic()
-    out = Path(args.out)
+    out, show = Path(args.out), _PICTURES if args.vision else _WORDS
+    args.model = args.model or show.model
     model = _load(args)
-    task = load_task("pronoun", seed=args.seed)
+    if args.vision and not model.sees:
+        raise UsageError(f"demo --vision: {model.name} is shown no images; give a vision-language model")
+    tasks = [load_task(name, seed=args.seed) for name in show.tasks]
     with owned(out):
         folder = out / "steering"
         if (folder / artifact.CARD).exists():
             _say(f"{folder} holds a finished steering; using it (choose another --out, or remove it, to learn anew)")
             steering = artifact.read(folder)
         else:
-            _say(f"learning a steering on {model.name}: which pronoun follows an occupation")
+            _say(f"learning a steering on {model.name}: {show.about}")
             with terminal.progress_line() as progress:
                 steering = DSO().fit(
-                    model, task, seed=args.seed, checkpoint=out / "checkpoint.safetensors", progress=progress
+                    model, tasks[0], seed=args.seed, checkpoint=out / "checkpoint.safetensors", progress=progress
                 )
-                steering = certify(model, task, steering, seed=args.seed, progress=progress)
+                steering = certify(model, tasks[0], steering, seed=args.seed, progress=progress)
             artifact.save(steering, folder)
             (out / "checkpoint.safetensors").unlink(missing_ok=True)
-        _say("measuring it on occupations and wordings that it never saw, beside an instruction and a random direction")
+        _say(f"measuring it on {show.unseen} that it never saw, beside an instruction and a random direction")
         with terminal.progress_line() as progress:
             evaluation = evaluate(
-                model, task, steering, _numbers(STOPS), seed=args.seed, out=out / "eval", name=str(folder),
-                controls=[1.0], command=f"trimtab demo --seed {args.seed}", progress=progress,
+                model, tasks, steering, _numbers(STOPS), seed=args.seed, out=out / "eval", name=str(folder),
+                controls=[1.0], command="trimtab " + " ".join(args.words), progress=progress,
             )  # fmt: skip
     terminal.table(evaluation, sys.stdout)
     print()
-    _compare(
-        model, steering, ["The nurse walked into the room and said that", "The mechanic was late, because"], 1.0, 20
-    )
+    if show.prompts:
+        _compare(model, steering, list(show.prompts), 1.0, 20)
     page = report.write(out / "eval", out / "report.html")
     print(f"\nthe steering, with its dial: {folder}   (trimtab show {folder})")
     print(f"the report to send to someone: {page}")
-    print(f"try it: trimtab chat --steering {folder} --strength 0.7")
+    if show.prompts:
+        print(f"try it: trimtab chat --steering {folder} --strength 0.7")
     _say(f"done in {time.monotonic() - begun:.0f} s")
 
 
@@ -338,7 +369,6 @@ def _search(args: argparse.Namespace) -> None:
 
 def _choices(given: Sequence[str]) -> dict[str, dict[str, tuple[Any, ...]]]:
     """LEARNER.NAME=VALUE[,VALUE] as values by learner and name, in the types that the learner's fields state."""
-    from dataclasses import fields
 
     found: dict[str, dict[str, tuple[Any, ...]]] = {}
     for text in given:
@@ -499,7 +529,6 @@ def _load(args: argparse.Namespace, name: str | None = None) -> SteerableModel:
 
 def _members_and_model(args: argparse.Namespace) -> tuple[list[Member], SteerableModel]:
     """The steerings, each with its own strength, and the model to put them on."""
-    from dataclasses import replace
 
     members = _members(args.steering, alone_as_it_is=args.strength is not None)
     if args.positions is not None:
@@ -591,7 +620,6 @@ def _strength(args: argparse.Namespace, members: Sequence[Member]) -> float:
 
 def _turned(members: Sequence[Member], by: float) -> list[Member]:
     """The steerings at the strengths that a dial at `by` gives them."""
-    from dataclasses import replace
 
     if by and not members:
         raise UsageError("there is no steering to give a strength to; add --steering DIR")
@@ -600,7 +628,6 @@ def _turned(members: Sequence[Member], by: float) -> list[Member]:
 
 def _turned_to(members: Sequence[Member], turned: Sequence[Member], words: str) -> list[Member]:
     """The strengths that `/strength` asks for: one number for all, as --strength, or a name and its strength."""
-    from dataclasses import replace
 
     name, _, number = words.strip().rpartition(" ")
     if not name:
@@ -649,7 +676,6 @@ def _checked(model: SteerableModel, turned: list[Member], args: argparse.Namespa
 
 def _settings(args: argparse.Namespace, learner: Any) -> dict[str, Any]:
     """The settings given, as options of their own or with --set, in the types that the learner's fields state."""
-    from dataclasses import fields
 
     kinds = {f.name: f.type if isinstance(f.type, str) else f.type.__name__ for f in fields(learner)}
     given = {k: str(v) for k in kinds if (v := getattr(args, k, None)) is not None}
@@ -792,7 +818,8 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
     data.add_argument("--seed", type=int, required=True, help="seed of every draw; there is no default")
 
     demo = commands.add_parser("demo", parents=[weights], help="learn, measure and report on a bundled model")
-    demo.add_argument("--model", default="demo:smollm2")
+    demo.add_argument("--vision", action="store_true", help="which person in a picture is meant, on a model that sees")
+    demo.add_argument("--model", help="demo:smollm2, or demo:roomworld with --vision, where none is named")
     demo.add_argument("--out", default="demo-out")
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo)

@@ -167,7 +167,7 @@ def evaluate(
     if skipped and not skip_bad:
         raise BadItem(_refusal(skipped))
     chosen = {name: _kept(name, items, skipped) for name, items in chosen.items()}
-    passages_of = {"neutral": _neutral(split, neutral)} | {
+    passages_of = {"neutral": _neutral(split, neutral or model.neutral)} | {
         task.name: _chosen_texts(task, split, limit) for task in named if task.texts
     }
     dial_stops = sorted({0.0, *map(float, strengths)}) if steering is not None else [0.0]

@@ -8,6 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, overload
 
 import torch
@@ -44,7 +45,8 @@ PACKED_AT_ONCE = 1024
 """Tokens a pass on a CPU, so that what a block computes stays in its cache: 8192 took a third longer."""
 POOLED_AT_ONCE = 512
 """Rows whose pooled activations are laid out together, at most: equal rows take no tokens, but room of their own."""
-
+NEUTRAL = "neutral.txt"
+"""The file of a model's own neutral text in its folder."""
 ENCODED = 1 << 15
 """Items with images whose tokens are kept."""
 TEXT_AT_ONCE = 8192
@@ -83,8 +85,9 @@ def load(
 ) -> SteerableModel:
     """Load a causal language model by Hugging Face id, folder, `.gguf` file or bundled name, frozen, in eval mode.
 
-    A config of a vision-language model (vision.SIGHTS) is loaded with its vision part and its processor. Never reaches
-    for a network when the files are here. `notice` is told of licence terms and slow one-off work.
+    A config of a vision-language model (vision.SIGHTS) is loaded with its vision part and its processor. A folder may
+    hold `neutral.txt`, for a model that knows few words (see `SteerableModel.neutral`). Never reaches for a network
+    when the files are here. `notice` is told of licence terms and slow one-off work.
     Raises NotFound (no such model), ModelError (not a model, damaged, out of memory), MissingExtra (GGUF support, or an
     image processor that Pillow alone does not do), UsageError (unknown dtype or device).
     """
@@ -122,7 +125,10 @@ def load(
     finally:
         if bars:
             hf_logging.enable_progress_bar()
-    return SteerableModel(hf.to(_device(where)), tokenizer, name, processor)
+    model = SteerableModel(hf.to(_device(where)), tokenizer, name, processor)
+    own = Path(source) / NEUTRAL
+    model.neutral = own if local and own.is_file() else None
+    return model
 
 
 def _sees(config: Any, name: str) -> bool:
@@ -153,6 +159,8 @@ class SteerableModel:
         self.name = name
         self._dials: list[Dial] = []
         self._fingerprint: tuple[int, str] | None = None
+        self.neutral: Path | None = None
+        """A file of neutral text in its own words, for perplexity and KL where no other is named; None for ours."""
         self.processor = processor
         """Of a vision-language model; None of one that reads words alone."""
         self.eyes = None if processor is None else Eyes(hf, processor, name)

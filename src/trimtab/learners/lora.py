@@ -111,7 +111,7 @@ class LoRA:
         train, validation = split_of(items, "train"), split_of(items, "validation")
         require_learnable(train)
         aims = Aims.of(self)
-        texts = passages("train", neutral) if aims.reads_text else ()
+        texts = passages("train", neutral or model.neutral) if aims.reads_text else ()
         with _adapted(model, self, seed) as adapters:
             aim = Fairness(aims, model, train, validation, texts, seed, adapters.off)
             with aim.prepared():

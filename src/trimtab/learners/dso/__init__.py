@@ -146,16 +146,16 @@ class DSO:
         """Learn a steering for `model` from the training items, stopping early on the validation items.
 
         `reward` (sampled mode) gives each generated answer a number; without it an answer scores -1 for the concept's
-        majority outcome, +1 for the other, 0 for neither. `neutral` is a text file for the KL budget, our own text by
-        default. With `checkpoint`, a file, a run that was killed goes on from there to the same result as an unbroken
-        one. Raises TaskError where items are missing or of one outcome class, UsageError for settings, RunError for a
-        checkpoint of another run.
+        majority outcome, +1 for the other, 0 for neither. `neutral` is a text file for the KL budget, the model's own
+        neutral text by default, or ours. With `checkpoint`, a file, a run that was killed goes on from there to the
+        same result as an unbroken one. Raises TaskError where items are missing or of one outcome class, UsageError for
+        settings, RunError for a checkpoint of another run.
         """
         if reward is not None and self.mode != "sampled":
             raise UsageError("a reward function needs generated answers: use DSO(mode='sampled')")
         train, validation = split_of(items, "train"), split_of(items, "validation")
         require_learnable(train, needs_roles=reward is None)
-        texts = passages("train", neutral) if Aims.of(self).reads_text else ()
+        texts = passages("train", neutral or model.neutral) if Aims.of(self).reads_text else ()
         run = Run(self, model, train, validation, texts, seed, reward)
         with run.prepared():
             history = run.learn(Path(checkpoint) if checkpoint is not None else None, progress)
