@@ -236,6 +236,27 @@ def test_the_verdict_states_the_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("after", "half", "badge"),
+    [
+        (0.90, 0.01, "Capability kept"),
+        (0.90, 4.00, "Capability: no clear change"),
+        (0.85, 0.01, "Capability fell"),
+        (0.95, 0.01, "Capability rose"),
+    ],
+)
+def test_a_task_without_bias_is_judged_by_what_it_measures(
+    tmp_path: Path, after: float, half: float, badge: str
+) -> None:
+    values = {"unambiguous_accuracy": {s: (0.9 + (after - 0.9) * s, half) for s in (0, 0.25, 0.5, 0.75, 1)}}
+    page = Page(report.render(write_run(tmp_path, values=values)))
+    assert badge in page.text
+    assert f"from 90.0 % [{90 - 100 * half:.1f}, {90 + 100 * half:.1f}] to {100 * after:.1f} %".replace(
+        "[-", "[−"
+    ) in page.text.replace("\u00a0", " ")
+    assert "– →" not in page.text, "no tile for a figure that the task does not have"
+
+
+@pytest.mark.parametrize(
     ("metrics", "code", "badge"),
     [
         ({"neither_rate": (0.05, 0.40)}, "mute", "Bias fell, but read the warnings"),

@@ -26,6 +26,7 @@ from trimtab.runs import write_whole
 from trimtab.types import BASELINES, CONTROLS, Estimate, Record
 from trimtab.verdict import (
     BY_KEY,
+    CAPABILITY,
     CHOICE,
     DIFFERENCE,
     FIGURES,
@@ -224,12 +225,13 @@ def _tiles(run: Run, task: Mapping[str, Any]) -> str:
     headline = run.headline(task) or BY_KEY["per_concept_bias"]
     for metric, name, unit, suffix in (
         (headline.key, headline.name, headline.unit, ""),
-        ("unambiguous_accuracy", "Accuracy, settled items", "percent", "%"),
+        (CAPABILITY, "Accuracy, settled items", "percent", "%"),
         ("perplexity", "Perplexity", "plain", ""),
         ("neither_rate", "Neither rate", "percent", "%"),
     ):
         a, b = run.get(task, "steering", 0.0, metric), run.get(task, "steering", run.top, metric)
-        if a is None and b is None and out:
+        nothing = a is None and b is None
+        if nothing and (out or run.get(task, "steering", 0.0, CAPABILITY) is not None):
             continue
         tail = f"<small>\u202f{suffix}</small>" if suffix else ""
         was = as_text(a.value, unit) if a else "–"

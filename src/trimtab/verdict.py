@@ -37,6 +37,8 @@ ACCURACY = 0.01
 """A loss of accuracy, in probability, below which it is not announced as a cost even where it is measurable."""
 PERPLEXITY = 0.01
 """A relative rise of perplexity that is announced as a cost."""
+CAPABILITY = "unambiguous_accuracy"
+"""The figure of what a model can do, where a task has right answers."""
 EVEN = 0.05
 """A base whose bias lies below this with its whole interval has little to repair."""
 FEW = 8
@@ -655,6 +657,8 @@ def judge(run: Run, task: Mapping[str, Any]) -> Verdict:
     headline = run.headline(task)
     if before is None and after is None and headline is not None:
         return _published(run, task, headline)
+    if before is None and after is None and run.get(task, "steering", 0.0, CAPABILITY) is not None:
+        return _capability(run, task)
     if before is None and after is None:
         text = f"The run holds no per-concept bias for {task['name']}, so there is nothing to judge."
         return Verdict("Nothing to judge", "plain", (text,), ())
@@ -696,6 +700,34 @@ def _published(run: Run, task: Mapping[str, Any], figure: Figure) -> Verdict:
     text += f"{with_interval(before, unit)} to {with_interval(after, unit)}; {even} is even"
     text += f". The paired difference is {with_interval(change, unit, signed=True)}." if change else "."
     return Verdict(badge, tone, (text, _control_sentence(run, task, figure)), notes)
+
+
+def _capability(run: Run, task: Mapping[str, Any]) -> Verdict:
+    """What a task without any figure of bias says about what the steering costs."""
+    before, after = (run.get(task, "steering", s, CAPABILITY) for s in (0.0, run.top))
+    change = run.change(task, "steering", run.top, CAPABILITY) if run.top is not None else None
+    notes = tuple(n for n in _cautions(run, task) if n.code in ("chance", "seen", "beyond"))
+    assert before is not None
+    if after is None or change is None:
+        text = f"The base model's accuracy on {task['name']} is {with_interval(before, 'percent', suffix='%')}."
+        return Verdict("One side only", "plain", (text,), notes)
+    way = _way(change)
+    badge, tone = _CAPABILITY["kept" if way == "unclear" and change.low > -ACCURACY else way]
+    text = (
+        f"At strength {as_strength(run.top)} accuracy {_where(run, task)} goes from "
+        f"{with_interval(before, 'percent', suffix='%')} to {with_interval(after, 'percent', suffix='%')}. The paired "
+        f"difference is {with_interval(change, 'percent', signed=True, suffix='points')}."
+    )
+    return Verdict(badge, tone, (text,), notes)
+
+
+_CAPABILITY: dict[str, tuple[str, Literal["good", "mixed", "bad", "plain"]]] = {
+    "fell": ("Capability fell", "mixed"),
+    "rose": ("Capability rose", "good"),
+    "kept": ("Capability kept", "good"),
+    "unclear": ("Capability: no clear change", "plain"),
+    "unknown": ("Capability: no interval to judge by", "plain"),
+}
 
 
 def _badge(way: str, codes: set[str], before: Estimate) -> tuple[str, Literal["good", "mixed", "bad", "plain"]]:
