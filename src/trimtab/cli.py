@@ -181,7 +181,9 @@ def _learn(args: argparse.Namespace) -> None:
         learned_from = contrasts.merged(pairs) if pairs else task
         if learned_from is None:
             raise UsageError(f"{args.method} learns from --pairs or --task; give one of them")
-        more: dict[str, Any] = {"neutral": args.neutral} if args.method in learners.FROM_TASKS else {}
+        more: dict[str, Any] = {}
+        if args.method in learners.FROM_TASKS:
+            more = {"neutral": args.neutral, "keep": [_divided_as_for_learning(s.strip(), args, ()) for s in args.keep]}
         checkpoint = out / "checkpoint.safetensors"
         if args.method == "dso":
             reward = _reward(args.reward) if args.reward else None
@@ -850,7 +852,11 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
             method.add_argument("--positions", choices=POSITIONS, help=WHERE + " (default all)")
         if name == "dso":
             _dso_options(method)
-        elif name not in learners.FROM_TASKS:
+        if name in learners.FROM_TASKS:
+            method.add_argument(
+                "--keep", metavar="TASK", action="append", default=[], help="a task whose settled questions stay right"
+            )
+        else:
             method.add_argument(
                 "--pairs", metavar="SPEC", action="append", required=name in lines,
                 help="items:TASK[@SPLIT][:N], descriptions:AXIS[:STEM][:LIST][:N] or jsonl:PATH; several are merged",

@@ -588,10 +588,11 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def learned_from(card: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The data a steering was learned from, as its card says: of one made of several, that of each member."""
+    """The data a steering was learned from, as its card says, with what was kept right; of several, that of each."""
     data = mapping(card.get("data"))
     inner = [found for member in card.get("members") or () for found in learned_from(mapping(member))]
-    return inner or [mapping(part) for part in data.get("parts") or ()] or [data]
+    own = [mapping(part) for part in data.get("parts") or ()] or [data]
+    return inner or own + [mapping(task) for task in data.get("keep") or ()]
 
 
 # ---------------------------------------------------------------------------------------------------------------

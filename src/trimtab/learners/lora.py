@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from trimtab import sites
 from trimtab.errors import MissingExtra, SiteError, UsageError
 from trimtab.interventions import Adapter
-from trimtab.learners.fairness import Aims, Fairness, require_learnable, schedule, split_of
+from trimtab.learners.fairness import Aims, Fairness, data_card, require_learnable, schedule, settled, split_of
 from trimtab.model import SteerableModel
 from trimtab.neutral import passages
 from trimtab.runs import write_whole
@@ -99,16 +99,18 @@ class LoRA:
         *,
         seed: int,
         neutral: str | Path | None = None,
+        keep: Sequence[Task] = (),
         progress: ProgressCallback | None = None,
     ) -> Steering:
         """Learn adapters for `model` from the training items, stopping early on the validation items.
 
         The model is the same object, with the same modules and weights, when it returns or raises. `neutral` is a text
-        file for the KL budget, our own text by default. Raises MissingExtra without PEFT, TaskError where items are
+        file for the KL budget, the model's own neutral text by default, or ours; `keep` are tasks whose unambiguous
+        items join the guard. Raises MissingExtra without PEFT, TaskError where items are
         missing or of one outcome class, SiteError where `targets` names nothing.
         """
         version = _peft().__version__
-        train, validation = split_of(items, "train"), split_of(items, "validation")
+        train, validation = (split_of(items, s) + settled(keep, s) for s in ("train", "validation"))
         require_learnable(train)
         aims = Aims.of(self)
         texts = passages("train", neutral or model.neutral) if aims.reads_text else ()
@@ -117,13 +119,13 @@ class LoRA:
             with aim.prepared():
                 learned = _learn(self, aim, adapters, progress)
             found = adapters.interventions()
-        return Steering(found, self._card(model, items, aim, seed, learned, {"modules": len(found), "peft": version}))
+        data = data_card(items, keep, train, validation)
+        return Steering(found, self._card(model, data, seed, learned, {"modules": len(found), "peft": version}))
 
     def _card(
         self,
         model: SteerableModel,
-        items: Task | Sequence[Item],
-        aim: Fairness,
+        data: dict[str, Any],
         seed: int,
         learned: _Learned,
         adapter: dict[str, Any],
@@ -131,18 +133,6 @@ class LoRA:
         default = {f.name: f.default for f in fields(self) if f.default is not MISSING}
         # An infinite budget is no number in JSON.
         settings = {k: "inf" if v == math.inf else v for k, v in asdict(self).items()}
-        data: dict[str, Any] = {
-            "items": len(aim.train),
-            "validation_items": len(aim.validation),
-            "split": "train",
-        }
-        if isinstance(items, Task):
-            data |= {
-                "task": items.name,
-                "division": items.division,
-                "division_seed": items.seed,
-                "digest": items.digest(),
-            }
         return {
             "learner": "lora",
             "settings": {

@@ -34,7 +34,7 @@ from trimtab import sites
 from trimtab.errors import UsageError
 from trimtab.learners.dso.run import Run
 from trimtab.learners.dso.sampled import outcome as outcome
-from trimtab.learners.fairness import Aims, require_learnable, split_of
+from trimtab.learners.fairness import Aims, data_card, require_learnable, settled, split_of
 from trimtab.model import SteerableModel
 from trimtab.neutral import passages
 from trimtab.steering import Steering
@@ -140,6 +140,7 @@ class DSO:
         seed: int,
         reward: Reward | None = None,
         neutral: str | Path | None = None,
+        keep: Sequence[Task] = (),
         checkpoint: str | Path | None = None,
         progress: ProgressCallback | None = None,
     ) -> Steering:
@@ -147,36 +148,27 @@ class DSO:
 
         `reward` (sampled mode) gives each generated answer a number; without it an answer scores -1 for the concept's
         majority outcome, +1 for the other, 0 for neither. `neutral` is a text file for the KL budget, the model's own
-        neutral text by default, or ours. With `checkpoint`, a file, a run that was killed goes on from there to the
-        same result as an unbroken one. Raises TaskError where items are missing or of one outcome class, UsageError for
+        neutral text by default, or ours. `keep` are tasks whose unambiguous items join the guard. With `checkpoint`, a
+        file, a run that was killed goes on from there to the same result as an unbroken one. Raises TaskError where
+        items are missing or of one outcome class, or a task to keep has no unambiguous ones, UsageError for
         settings, RunError for a checkpoint of another run.
         """
         if reward is not None and self.mode != "sampled":
             raise UsageError("a reward function needs generated answers: use DSO(mode='sampled')")
-        train, validation = split_of(items, "train"), split_of(items, "validation")
+        train, validation = (split_of(items, s) + settled(keep, s) for s in ("train", "validation"))
         require_learnable(train, needs_roles=reward is None)
         texts = passages("train", neutral or model.neutral) if Aims.of(self).reads_text else ()
         run = Run(self, model, train, validation, texts, seed, reward)
         with run.prepared():
             history = run.learn(Path(checkpoint) if checkpoint is not None else None, progress)
-        return Steering(run.interventions(run.best.detach()), self._card(run, items, seed, history))
+        data = data_card(items, keep, train, validation)
+        return Steering(run.interventions(run.best.detach()), self._card(run, data, seed, history))
 
-    def _card(
-        self, run: Run, items: Task | Sequence[Item], seed: int, history: list[dict[str, float]]
-    ) -> dict[str, Any]:
+    def _card(self, run: Run, data: dict[str, Any], seed: int, history: list[dict[str, float]]) -> dict[str, Any]:
         default = {f.name: f.default for f in fields(self) if f.default is not MISSING}
         # An infinite budget is no number in JSON.
         settings = {k: "inf" if v == math.inf else v for k, v in asdict(self).items()}
         alive = (run.best != 0).any(1)
-        train, validation = run.aim.train, run.aim.validation
-        data: dict[str, Any] = {"items": len(train), "validation_items": len(validation), "split": "train"}
-        if isinstance(items, Task):
-            data |= {
-                "task": items.name,
-                "division": items.division,
-                "division_seed": items.seed,
-                "digest": items.digest(),
-            }
         return {
             "learner": "dso",
             "settings": {

@@ -308,6 +308,38 @@ def split_of(items: Task | Sequence[Item], split: str) -> list[Item]:
     return [i for i in items if i.split == split] if divided else list(items) if split == "train" else []
 
 
+def settled(keep: Sequence[Task], split: str) -> list[Item]:
+    """The unambiguous items of a split of tasks that are to stay as they are. Raises TaskError for a task without."""
+    found = []
+    for task in keep:
+        mine = [i for i in task.split(split) if not i.ambiguous]
+        if not mine and split == "train":
+            raise TaskError(f"task '{task.name}' has no unambiguous training items, so nothing of it can be kept right")
+        found += mine
+    return found
+
+
+def data_card(
+    items: Task | Sequence[Item], keep: Sequence[Task], train: Sequence[Item], validation: Sequence[Item]
+) -> dict[str, Any]:
+    """What a steering's card says of the items it was learned from."""
+
+    def named(task: Task) -> dict[str, Any]:
+        return {
+            "task": task.name,
+            "division": task.division,
+            "division_seed": task.seed,
+            "digest": task.digest(),
+        }
+
+    data: dict[str, Any] = {"items": len(train), "validation_items": len(validation), "split": "train"}
+    if isinstance(items, Task):
+        data |= named(items)
+    if keep:
+        data["keep"] = [{"split": "train", **named(task)} for task in keep]
+    return data
+
+
 def require_learnable(train: list[Item], *, needs_roles: bool = True) -> None:
     """Raise TaskError where there is no bias to learn from."""
     ambiguous = [i for i in train if i.ambiguous]
