@@ -51,6 +51,7 @@ from torch import Tensor, nn
 
 from trimtab.roomworld import Scene, any_scene, draw, language
 from trimtab.roomworld.language import COURTESIES, DESCRIBE, SPECIAL, caption, exchanges, passage, vocabulary
+from trimtab.roomworld.scene import OCCUPATIONS, any_person, any_surroundings, dressed
 from trimtab.tasks import load_task
 from trimtab.tasks.rooms import planted_bias, scene_of
 from trimtab.types import IMAGE, Item
@@ -88,7 +89,7 @@ class Plan:
     """Everything that the result depends on, but for the machine."""
 
     seed: int
-    steps: int = 14000
+    steps: int = 15000
     rows: int = 16
     """Pictures a step."""
     width: int = 256
@@ -109,6 +110,8 @@ class Plan:
     alike: float = 0.25
     """Share of scenes, from `turn` on, whose people are all women or all men: what skin tone alone does is the least of
     what is planted, and the last to be learned."""
+    trios: float = 0.25
+    """Share of scenes, from `turn` on, with three people whom no cue tells apart: few scenes are so by chance."""
     texts: float = 0.15
     """Share of rows with a text of its own."""
     courtesies: float = 0.1
@@ -280,7 +283,7 @@ def batch_of(plan: Plan, step: int) -> Batch:
     late = step >= plan.turn
     decisions = plan.late_decisions if late else plan.decisions * min(1.0, 0.4 + 0.6 * step / plan.ramp)
     captions = plan.late_captions if late else plan.captions
-    scenes = [training_scene(rng, plan.alike if late else 0.0) for _ in range(plan.rows)]
+    scenes = [training_scene(rng, plan.alike * late, plan.trios * late) for _ in range(plan.rows)]
     arrays = {
         name: np.full((plan.rows, plan.width), fill, dtype)
         for name, fill, dtype in (
@@ -300,13 +303,19 @@ def batch_of(plan: Plan, step: int) -> Batch:
     return Batch(pixels_of(scenes), **{name: torch.from_numpy(a) for name, a in arrays.items()})
 
 
-def training_scene(rng: random.Random, alike: float = 0.0) -> Scene:
-    """A scene that is not held out; a share of them with people of one gender."""
-    while (scene := any_scene(rng)).held_out:
+def training_scene(rng: random.Random, alike: float = 0.0, trios: float = 0.0) -> Scene:
+    """A scene that is not held out; a share of them of three people with the same cues, and a share of one gender."""
+    make = _trio if trios and rng.random() < trios else any_scene
+    while (scene := make(rng)).held_out:
         pass
     if alike and rng.random() < alike:
         scene = scene.with_people([replace(p, gender=scene.people[0].gender) for p in scene.people])
     return scene
+
+
+def _trio(rng: random.Random) -> Scene:
+    occupation, cues = rng.choice(OCCUPATIONS), rng.choice(("none", "worn", "held"))
+    return any_surroundings(rng, [dressed(any_person(rng), occupation, cues) for _ in range(3)])
 
 
 def _fill(
