@@ -87,3 +87,23 @@ def test_dso_makes_it_even_on_occupations_rooms_and_wordings_that_it_never_saw(m
     part = sample(other, 2)
     found = [figures(model, part, s)["unambiguous_accuracy_choice"] for s in (None, steering)]
     assert found[1] >= found[0] - 0.01
+
+
+@pytest.mark.real
+def test_the_demo_of_pictures_learns_measures_and_shows_them(trimtab_cli, tmp_path, monkeypatch) -> None:
+    """With few steps; the page has scenes, every stop of the dial, and both controls."""
+    from trimtab import cli
+
+    monkeypatch.setattr(cli, "_PICTURES", replace(cli._PICTURES, settings={**cli._PICTURES.settings, "steps": 4}))
+    ran = trimtab_cli("demo", "--vision", "--seed", "1", "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "the picture does not tell" in page
+    assert page.count("data:image/png;base64,") >= 6
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    card = json.loads((tmp_path / "out" / "steering" / "card.json").read_text())
+    assert card["data"]["task"] == "who-is"
+    assert [k["task"] for k in card["data"]["keep"]] == ["roomworld"]
+    refused = trimtab_cli("demo", "--vision", "--model", "demo:smollm2", "--out", tmp_path / "other")
+    assert refused.code != 0
+    assert "is shown no images" in refused.error
