@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from trimtab import evaluate as evaluating
+from trimtab import portions
 from trimtab.evaluate import evaluate
 from trimtab.testing import random_steering, tiny, tiny_task
 
-evaluating.CHUNK = 5  # type: ignore[attr-defined]
+portions.CHUNK = 5
 model = tiny("llama", seed=0)
 found = evaluate(
     model,

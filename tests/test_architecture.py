@@ -23,7 +23,7 @@ LEVELS = (
     ("interventions", "sites", "metrics", "runs", "neutral", "memory", "team", "selfdebias", "pictures"),
     ("steering", "capture", "tasks", "weights", "shelf"),
     ("model", "vision", "scoring", "packing", "artifact", "frontier", "contrasts", "ensemble"),
-    ("learners", "evaluate", "export", "verdict"),
+    ("learners", "evaluate", "portions", "export", "verdict"),
     ("serve", "harness", "search", "report", "gallery", "figures", "terminal"),
     ("cli",),
 )
@@ -34,6 +34,7 @@ WITHIN = {
     ("model", "packing"),
     ("model", "vision"),
     ("scoring", "packing"),
+    ("evaluate", "portions"),
     ("report", "figures"),
     ("report", "gallery"),
     ("gallery", "figures"),
@@ -53,6 +54,7 @@ NEVER = {
         "artifact",
         "learners",
         "evaluate",
+        "portions",
         "metrics",
     ),
     "torch": (

@@ -14,23 +14,19 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-from torch import Tensor
 
 from trimtab import __version__, frontier, metrics, pictures, selfdebias
 from trimtab.errors import BadItem, TaskError, UsageError
 from trimtab.model import SteerableModel
 from trimtab.neutral import passages
+from trimtab.portions import Meter, Plan, dealt, lacking, name_of
 from trimtab.runs import owned, write_whole
-from trimtab.scoring import Prepared
 from trimtab.shelf import AnyRecord, Cell, Shelf
 from trimtab.steering import Steering
 from trimtab.team import team
@@ -41,12 +37,9 @@ from trimtab.types import (
     PER,
     RECORD_SCHEMA,
     Item,
-    Message,
     Mode,
-    Outcome,
     Per,
     Picture,
-    Progress,
     ProgressCallback,
     Record,
     SampleRecord,
@@ -66,13 +59,10 @@ SAMPLE_PROMPTS = (
     "The best way to cook rice is",
     "Our doctor is very kind. Yesterday",
 )
-"""Prompts completed at every strength for people to read; no figure is computed from them."""
-CHUNK = 128
-"""Items of a portion; one cut off is scored anew as a whole, so a resumed run equals an unbroken one."""
+"""Prompts completed at every strength for people to read, where the model knows their words; no figure is computed from
+them."""
 FEWEST_CLUSTERS = 8
 """Of a part that is compared with others."""
-TEXTS, CHARACTERS = 16, 2**16
-"""Texts of a portion, and what they may have together."""
 SHOWN = 20
 """How many bad items a refusal spells out; the rest are counted."""
 
@@ -186,7 +176,7 @@ def evaluate(
         # Nor a second look that the model's context is too short for: the one of most characters stands for all.
         model.encode([selfdebias.longest(items) for items in chosen.values()])
     cells = _cells(dial_stops, controls, baselines)
-    plan = _Plan(model, steering, seed, instruction, per, mode, beyond_range, other_weights)
+    plan = Plan(model, steering, seed, instruction, per, mode, beyond_range, other_weights)
     identity = {
         "kind": "run",
         "schema": RECORD_SCHEMA,
@@ -206,7 +196,7 @@ def evaluate(
         identity["positions"] = steering.positions
     if steering is not None and "members" in steering.card:
         identity["members"] = [[m.get(key) for key in ("name", "strength", "digest")] for m in steering.card["members"]]
-    portions = [*_portions(chosen, passages_of, samples)]
+    portions = [*dealt(chosen, passages_of, [s for s in samples if model.knows(s)])]
     crew = team()
     with ExitStack() as stack:
         shelf = None
@@ -214,9 +204,9 @@ def evaluate(
             folder = stack.enter_context(owned(Path(out))) if out is not None else None
             shelf = Shelf(folder / "records.jsonl" if folder is not None else None, identity)
             stack.callback(shelf.close)
-        missing = crew.told(_missing(shelf, portions, cells) if shelf is not None else {})
+        missing = crew.told(lacking(shelf, portions, cells) if shelf is not None else {})
         to_do = sum(len(m) for n, by in missing.items() if portions[n].kind is Record for m in by.values())
-        meter = _Meter(progress if crew.first else None, len(cells) * sum(map(len, chosen.values())), to_do)
+        meter = Meter(progress if crew.first else None, len(cells) * sum(map(len, chosen.values())), to_do)
         for first in range(0, len(portions), crew.size):
             mine = first + crew.rank
             wanted = missing.get(mine, {})
@@ -224,7 +214,7 @@ def evaluate(
             for cell in cells:
                 found: Sequence[AnyRecord] = ()
                 if measured is not None and cell in wanted:
-                    found = [r for r in measured(cell) if _name(r) in wanted[cell]]
+                    found = [r for r in measured(cell) if name_of(r) in wanted[cell]]
                 together = crew.gathered(found)
                 if shelf is not None and together:
                     shelf.add(together)
@@ -258,182 +248,6 @@ def evaluate(
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How an arm at a strength is put on the model."""
-
-    model: SteerableModel
-    steering: Steering | None
-    seed: int
-    instruction: str
-    per: Per
-    mode: Mode
-    beyond_range: bool
-    other_weights: bool
-
-    def applied(self, cell: Cell) -> AbstractContextManager[Any]:
-        arm, strength = cell
-        if self.steering is None or strength == 0.0 or arm not in ("steering", "random"):
-            return nullcontext()
-        steering = self.steering if arm == "steering" else self.steering.random(self.seed)
-        return self.model.steer(steering, strength, beyond_range=self.beyond_range, other_weights=self.other_weights)
-
-    def told(self, cell: Cell) -> str | None:
-        return self.instruction if cell[0] == "instruction" else None
-
-    def measuring(self, portion: _Portion) -> Callable[[Cell], Sequence[AnyRecord]]:
-        """What measures a portion in one cell after another; what no strength changes is kept between them."""
-        ways = {Record: self._items, TextRecord: self._texts, SampleRecord: self._samples}
-        measured = ways[portion.kind](portion)
-
-        def timed(cell: Cell) -> Sequence[AnyRecord]:
-            begun = time.perf_counter()
-            with self.applied(cell):
-                found = measured(cell)
-            share = round((time.perf_counter() - begun) / len(found), 6)
-            return [r if isinstance(r, SampleRecord) else replace(r, seconds=share) for r in found]
-
-        return timed
-
-    def _items(self, portion: _Portion) -> Callable[[Cell], Sequence[AnyRecord]]:
-        ready: dict[str | None, Prepared] = {}
-
-        def outcomes(told: str | None) -> list[Outcome]:
-            if self.mode == "generated":
-                return self.model.answer(portion.parts, instruction=told)
-            if told not in ready:
-                ready[told] = self.model.prepared(portion.parts, instruction=told)
-            return self.model.score(portion.parts, instruction=told, per=self.per, prepared=ready[told])
-
-        def measured(cell: Cell) -> list[Record]:
-            found, shown = outcomes(self.told(cell)), list(portion.parts)
-            if cell[0] == selfdebias.ARM:
-                found, shown = self._revised(shown, found)
-            return [
-                _record(portion.task, cell, item, outcome, prompt)
-                for item, outcome, prompt in zip(portion.parts, found, map(_shown, shown), strict=True)
-            ]
-
-        return measured
-
-    def _revised(self, items: Sequence[Item], first: Sequence[Outcome]) -> tuple[list[Outcome], list[Item]]:
-        """What the model makes of items on a second look, and how they were shown; the first where it said nothing."""
-        said = [selfdebias.first_answer(i, o) for i, o in zip(items, first, strict=True)]
-        shown = [selfdebias.second_look(i, a) if a else i for i, a in zip(items, said, strict=True)]
-        asked = [n for n, answer in enumerate(said) if answer]
-        again = [shown[n] for n in asked]
-        found = self.model.answer(again) if self.mode == "generated" else self.model.score(again, per=self.per)
-        outcomes = dict(enumerate(first)) | dict(zip(asked, found, strict=True))
-        return list(outcomes.values()), shown
-
-    def _texts(self, portion: _Portion) -> Callable[[Cell], Sequence[AnyRecord]]:
-        texts = [t.text for t in portion.parts]
-        base: list[Tensor] = []
-
-        def measured(cell: Cell) -> list[TextRecord]:
-            if not base:
-                with self.model.unsteered():
-                    base.extend(self.model.hidden(texts))
-            # A running text has no answer to look at again: there Self-Debias is the base.
-            states = base if cell[0] == selfdebias.ARM else self.model.hidden(texts, instruction=self.told(cell))
-            found = self.model.nll_and_kl(texts, states, base)
-            return [
-                TextRecord(*cell, text.id, tokens, nll, kl, portion.task, text.words)
-                for text, (tokens, nll, kl) in zip(portion.parts, found, strict=True)
-            ]
-
-        return measured
-
-    def _samples(self, portion: _Portion) -> Callable[[Cell], Sequence[AnyRecord]]:
-        def measured(cell: Cell) -> list[SampleRecord]:
-            said = self.model.generate(list(portion.parts), max_new_tokens=24)
-            return [SampleRecord(*cell, p, a) for p, a in zip(portion.parts, said, strict=True)]
-
-        return measured
-
-
-def _record(task: str, cell: Cell, item: Item, outcome: Outcome, prompt: str) -> Record:
-    return Record(
-        task, *cell, item.id, item.split, item.concept, item.template, item.ambiguous, prompt,
-        tuple(o.text for o in item.options), tuple(o.role for o in item.options),
-        tuple(o.group for o in item.options), tuple(o.position for o in item.options),
-        outcome.p, outcome.mass, item.digest(),
-        tuple(o.leans for o in item.options) if any(o.leans for o in item.options) else (),
-        outcome.logp, outcome.tokens, outcome.answer, images=tuple(i.source for i in item.images),
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Portion:
-    """What is measured together at every strength: items, or texts, or prompts to complete."""
-
-    kind: type[AnyRecord]
-    task: str
-    parts: tuple[Any, ...]
-
-    def names(self) -> list[str]:
-        return [p if isinstance(p, str) else p.id for p in self.parts]
-
-
-def _name(record: AnyRecord) -> str:
-    return record.prompt if isinstance(record, SampleRecord) else record.id
-
-
-def _portions(
-    chosen: Mapping[str, Sequence[Item]], texts: Mapping[str, Sequence[Text]], samples: Sequence[str]
-) -> Iterator[_Portion]:
-    for task, items in chosen.items():
-        for start in range(0, len(items), CHUNK):
-            yield _Portion(Record, task, tuple(items[start : start + CHUNK]))
-    for task, passages_ in texts.items():
-        held: list[Text] = []
-        for text in passages_:
-            if held and (len(held) == TEXTS or sum(len(t.text) for t in held) + len(text.text) > CHARACTERS):
-                yield _Portion(TextRecord, task, tuple(held))
-                held = []
-            held.append(text)
-        yield _Portion(TextRecord, task, tuple(held))
-    if samples:
-        yield _Portion(SampleRecord, "", tuple(samples))
-
-
-_Missing = dict[int, dict[Cell, frozenset[str]]]
-"""By a portion's number, the cells whose records are not there, and which."""
-
-
-def _missing(shelf: Shelf, portions: Sequence[_Portion], cells: Sequence[Cell]) -> _Missing:
-    found: _Missing = defaultdict(dict)
-    there: dict[Any, set[str]] = {}
-    for n, portion in enumerate(portions):
-        names = frozenset(portion.names())
-        for cell in cells:
-            if portion.kind is SampleRecord and cell[0] != "steering":
-                continue
-            key = (portion.kind, portion.task, cell)
-            if key not in there:
-                there[key] = shelf.ids(*key)
-            if lacks := names - there[key]:
-                found[n][cell] = names if len(lacks) == len(names) else lacks  # one set for all cells of a new run
-    return dict(found)
-
-
-class _Meter:
-    """Counts items over all cells and reports them."""
-
-    def __init__(self, progress: ProgressCallback | None, total: int, missing: int) -> None:
-        self._progress = progress
-        self.total = total
-        self.done = self._first = total - missing
-        self._begun = time.monotonic()
-
-    def add(self, n: int, cell: Cell) -> None:
-        self.done += n
-        if self._progress is not None:
-            rate = (self.done - self._first) / max(1e-9, time.monotonic() - self._begun)
-            left = (self.total - self.done) / rate if rate > 0 else None
-            self._progress(Progress(f"{cell[0]} {cell[1]:g}", self.done, self.total, (), left))
 
 
 def _cells(strengths: Sequence[float], controls: bool | Sequence[float], baselines: Sequence[str]) -> list[Cell]:
@@ -508,13 +322,6 @@ def _chosen_texts(task: Task, split: str, limit: int | None) -> list[Text]:
 def _neutral(split: str, path: str | Path | None) -> list[Text]:
     found = passages("test" if split in ("test", "all") else split, path)
     return [Text(f"neutral/{n}", text, len(text.split())) for n, text in enumerate(found)]
-
-
-def _shown(item: Item) -> str:
-    def turn(m: Message) -> str:
-        return f"[{m.role}] {m.content}"
-
-    return item.prompt if item.prompt is not None else "\n".join(map(turn, item.messages or ()))
 
 
 def _figures(

@@ -334,6 +334,11 @@ class SteerableModel:
         plain = [tuple(ids) for ids in found]
         return [ids if ids[: len(start)] == start else (*start, *ids) for ids in plain]
 
+    def knows(self, text: str) -> bool:
+        """Whether no part of a text is the unknown token to the tokenizer."""
+        unknown = self.tokenizer.unk_token_id
+        return unknown is None or unknown not in self.tokenizer(text, add_special_tokens=False).input_ids
+
     @property
     def start(self) -> tuple[int, ...]:
         """The tokens that every text begins with: the begin-of-text token, or none."""
