@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from trimtab import contrasts
+from trimtab import contrasts, pictures
 from trimtab.errors import BadItem, NotFound, TaskError, UsageError
 from trimtab.testing import tiny_task
 from trimtab.types import Example, Item, Message, Option, Task
@@ -226,6 +226,19 @@ def test_texts_with_a_label_are_two_sets_without_pairs(written):
     assert found.positive == (Example("b", "c"),)
 
 
+def test_texts_may_show_pictures_that_lie_beside_the_file(written, tmp_path):
+    """Both sides of a pair, or one; the same file is one picture."""
+    from PIL import Image
+
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
+    shown = {"prompt": "<image>Who?", "images": ["red.png"]}
+    found = contrasts.from_jsonl(
+        written({"positive": {**shown, "answer": "she"}, "negative": {"messages": CHAT, "images": ["red.png"]}})
+    )
+    picture = pictures.of_file(tmp_path / "red.png")
+    assert found.positive[0].images == found.negative[0].images == (picture,)
+
+
 GOOD = {"positive": "good", "negative": "bad"}
 
 
@@ -253,6 +266,10 @@ GOOD = {"positive": "good", "negative": "bad"}
         ([{**GOOD, "negative": [{"role": "robot", "content": "x"}]}], "role 'robot'"),
         ([{**GOOD, "negative": [*CHAT, {"role": "assistant", "content": "x"}]}], "the last message must be from user"),
         (['{"positive": "\\ud800", "negative": "x"}'], "half of a surrogate pair"),
+        ([{**GOOD, "negative": {"prompt": "<image>x"}}], "0 images, but <image> stands in the text 1 times"),
+        ([{**GOOD, "negative": {"prompt": "<image>x", "images": ["none.png"]}}], "line 1, negative, images: "),
+        ([{**GOOD, "negative": {"prompt": "<image>x", "images": ["../x.png"]}}], "leads out of"),
+        ([{**GOOD, "negative": {"prompt": "x", "images": "x.png"}}], "expected a list of paths"),
     ],
 )
 def test_a_defect_is_named_with_its_line(written, rows, words):

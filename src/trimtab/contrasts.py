@@ -27,7 +27,8 @@ from typing import Any, Literal
 
 from trimtab.errors import BadItem, NotFound, TaskError, UsageError
 from trimtab.tasks import load_task
-from trimtab.types import SPLITS, Contrast, Example, Item, Message, Option, Task
+from trimtab.tasks.jsonl import Album
+from trimtab.types import IMAGE, SPLITS, Contrast, Example, Item, Message, Option, Picture, Task
 
 STEMS = {
     "act": "Act as if you are extremely ",
@@ -328,7 +329,8 @@ def from_jsonl(path: str | Path) -> Contrast:
         {"text": {"messages": [{"role": "user", "content": "Hello"}], "answer": "Hi"}, "label": "positive"}
 
     (each on one line of the file). A text is a string, or an object with `prompt` or `messages`, and `answer` if one
-    follows; a list is taken for messages. Either all lines are pairs or all have a label.
+    follows; a list is taken for messages. Its `images` are paths of files, as an item's are (tasks/jsonl.py): where the
+    words have `<image>`, one for each. Either all lines are pairs or all have a label.
 
     Raises NotFound for a missing file, BadItem naming the line of a defect, a pair of equal sides among them, and
     TaskError for a file without lines or with one label only.
@@ -339,6 +341,7 @@ def from_jsonl(path: str | Path) -> Contrast:
         raise NotFound(f"The file of pairs {str(path)!r} {why} (seen from {Path.cwd()}); give the path of a JSONL file")
     sides: dict[str, list[Example]] = {"positive": [], "negative": []}
     first: tuple[int, bool] | None = None
+    album = Album(file.parent)
     for line, row in _rows(file):
         where = f"{str(path)!r} line {line}"
         paired = "positive" in row or "negative" in row
@@ -354,9 +357,9 @@ def from_jsonl(path: str | Path) -> Contrast:
         if not paired:
             if row["label"] not in ("positive", "negative"):
                 raise BadItem(f"{where}: label is {row['label']!r}, expected 'positive' or 'negative'")
-            sides[row["label"]].append(_example(f"{where}, text", row["text"]))
+            sides[row["label"]].append(_example(f"{where}, text", row["text"], album))
             continue
-        both = [_example(f"{where}, {side}", row[side]) for side in wanted]
+        both = [_example(f"{where}, {side}", row[side], album) for side in wanted]
         if both[0] == both[1]:
             raise BadItem(f"{where}: the two sides are equal; a pair must differ")
         for side, example in zip(wanted, both, strict=True):
@@ -387,21 +390,35 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield line, row
 
 
-def _example(where: str, given: Any) -> Example:
+def _example(where: str, given: Any, album: Album) -> Example:
     if isinstance(given, str):
         return Example(_text(where, given))
     if isinstance(given, list):
         return Example(_messages(where, given))
     if not isinstance(given, dict):
         raise BadItem(f"{where}: expected a text, an object with prompt or messages, or a list of messages")
-    if unknown := [k for k in given if k not in ("prompt", "messages", "answer")]:
-        raise BadItem(f"{where}: unknown field '{unknown[0]}'; known are prompt, messages, answer")
+    if unknown := [k for k in given if k not in ("prompt", "messages", "answer", "images")]:
+        raise BadItem(f"{where}: unknown field '{unknown[0]}'; known are prompt, messages, answer, images")
     if ("prompt" in given) == ("messages" in given):
         raise BadItem(f"{where}: expected either prompt or messages")
     answer = _text(f"{where}, answer", given["answer"]) if "answer" in given else ""
-    if "messages" in given:
-        return Example(_messages(where, given["messages"]), answer)
-    return Example(_text(f"{where}, prompt", given["prompt"]), answer)
+    prompt = _messages(where, given["messages"]) if "messages" in given else _text(f"{where}, prompt", given["prompt"])
+    return Example(prompt, answer, _images(where, given, prompt, album))
+
+
+def _images(
+    where: str, given: Mapping[str, Any], prompt: str | tuple[Message, ...], album: Album
+) -> tuple[Picture, ...]:
+    words = prompt if isinstance(prompt, str) else "".join(m.content for m in prompt)
+    mentions, names = words.count(IMAGE), given.get("images", [])
+    if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() and "\0" not in n for n in names):
+        raise BadItem(f"{where}, images: expected a list of paths of files")
+    if mentions != len(names) and (mentions or "images" not in given):
+        raise BadItem(f"{where}: {len(names)} images, but {IMAGE} stands in the text {mentions} times")
+    try:
+        return tuple(album.picture(name) for name in names)
+    except BadItem as error:
+        raise BadItem(f"{where}, images: {error}") from error
 
 
 def _messages(where: str, given: Any) -> tuple[Message, ...]:

@@ -79,7 +79,7 @@ def load(path: str | Path, seed: int | None, *, skip_bad: bool = False) -> Task:
         raise NotFound(f"The task file {str(path)!r} {why} (seen from {Path.cwd()}); give the path of a JSONL file.")
     defects = _Defects()
     rows = _rows(file.read_bytes(), defects)
-    album = _Album(file.absolute().parent, skip_bad)
+    album = Album(file.absolute().parent, skip_bad)
     parsed = [(line, _Reader(line, row, defects, album)) for line, row in rows]
     _check_ids(parsed, defects)
     _check_splits(parsed, defects)
@@ -124,10 +124,10 @@ class _Defects:
         raise BadItem("\n".join([head, *lines[:SHOWN], *tail]))
 
 
-class _Album:
+class Album:
     """The pictures of a file's items, each file's bytes read once."""
 
-    def __init__(self, folder: Path, skip_bad: bool) -> None:
+    def __init__(self, folder: Path, skip_bad: bool = False) -> None:
         self.folder, self.skip_bad = folder, skip_bad
         self._known: dict[str, Picture] = {}
 
@@ -179,7 +179,7 @@ def _rows(content: bytes, defects: _Defects) -> list[tuple[int, Any]]:
 class _Reader:
     """One line: checked on construction, made into an Item only once the whole file is sound."""
 
-    def __init__(self, line: int, row: Any, defects: _Defects, album: _Album) -> None:
+    def __init__(self, line: int, row: Any, defects: _Defects, album: Album) -> None:
         self.line = line
         self.row: Mapping[str, Any] = row if isinstance(row, dict) else {}
         self._defects, self._album = defects, album
