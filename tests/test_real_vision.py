@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import trimtab
+from trimtab import cli
 from trimtab.evaluate import evaluate
 from trimtab.learners.dso import DSO
 from trimtab.model import SteerableModel
@@ -17,7 +18,7 @@ from trimtab.tasks import load_task
 from trimtab.tasks.rooms import planted_bias
 from trimtab.types import Item, Task
 
-SETTINGS: dict[str, Any] = {"learning_rate": 0.006, "kl_tokens": 64}
+SETTINGS: dict[str, Any] = dict(cli._PICTURES.settings)
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +74,11 @@ def test_it_says_what_it_scores(model: SteerableModel) -> None:
 
 @pytest.mark.real
 def test_dso_makes_it_even_on_occupations_rooms_and_wordings_that_it_never_saw(model: SteerableModel) -> None:
-    """Sixty of two hundred steps; each picture goes through the tower once, however many steps come back to it."""
+    """With eighty steps; each picture goes through the tower once, however many steps come back to it."""
     task, other = load_task("who-is", seed=0), load_task("roomworld", seed=0)
     assert model.eyes is not None
     before = model.eyes.encoded
-    steering = DSO(steps=60, **SETTINGS).fit(model, task, seed=0, keep=[other])
+    steering = DSO(**{**SETTINGS, "steps": 80}).fit(model, task, seed=0, keep=[other])
     shown = {p.digest for t in (task, other) for i in (*t.split("train"), *t.split("validation")) for p in i.images}
     assert model.eyes.encoded - before <= len(shown)
     base, steered = figures(model, task), figures(model, task, steering)
@@ -92,8 +93,6 @@ def test_dso_makes_it_even_on_occupations_rooms_and_wordings_that_it_never_saw(m
 @pytest.mark.real
 def test_the_demo_of_pictures_learns_measures_and_shows_them(trimtab_cli, tmp_path, monkeypatch) -> None:
     """With few steps; the page has scenes, every stop of the dial, and both controls."""
-    from trimtab import cli
-
     monkeypatch.setattr(cli, "_PICTURES", replace(cli._PICTURES, settings={**cli._PICTURES.settings, "steps": 4}))
     ran = trimtab_cli("demo", "--vision", "--seed", "1", "--out", tmp_path / "out")
     assert ran.code == 0, ran.err
@@ -103,7 +102,7 @@ def test_the_demo_of_pictures_learns_measures_and_shows_them(trimtab_cli, tmp_pa
     assert "http://" not in page.replace("http://www.w3.org", "")
     card = json.loads((tmp_path / "out" / "steering" / "card.json").read_text())
     assert card["data"]["task"] == "who-is"
-    assert [k["task"] for k in card["data"]["keep"]] == ["roomworld"]
+    assert [k["task"] for k in card["data"]["keep"]] == ["roomworld", "who-is:tone"]
     refused = trimtab_cli("demo", "--vision", "--model", "demo:smollm2", "--out", tmp_path / "other")
     assert refused.code != 0
     assert "is shown no images" in refused.error

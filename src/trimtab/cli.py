@@ -96,10 +96,12 @@ class _Show:
 
     model: str
     tasks: tuple[str, ...]
-    """The first is learned on, the settled questions of the others are kept right meanwhile; all are measured."""
+    """The first is learned on; all are measured."""
     about: str
     unseen: str
     prompts: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    """Tasks whose settled questions are kept right meanwhile."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of DSO, where they are not its defaults."""
 
@@ -116,8 +118,19 @@ _PICTURES = _Show(
     ("who-is", "roomworld"),
     "which person in the picture is the doctor, the builder, ...",
     "occupations, rooms and wordings",
-    # A small model: its affine maps have to go further, and its passages are short enough to be read whole.
-    settings={"learning_rate": 0.006, "kl_tokens": 64},
+    keep=("roomworld", "who-is:tone"),
+    # A small model: its affine maps have to go further, and its passages are short enough to be read whole. Few
+    # occupations to learn from: what is settled about others is lost soonest, so the guard weighs more (chosen on
+    # validation items, as in recipes/vision_table.py).
+    settings={
+        "learning_rate": 0.006,
+        "steps": 250,
+        "kl_tokens": 64,
+        "l1": 0.0002,
+        "positions": "text",
+        "unambiguous_guard": 8.0,
+        "unambiguous_per_step": 40,
+    },
 )
 
 
@@ -144,8 +157,8 @@ def _demo(args: argparse.Namespace) -> None:
             _say(f"learning a steering on {model.name}: {show.about}")
             with terminal.progress_line() as progress:
                 steering = DSO(**show.settings).fit(
-                    model, tasks[0], seed=args.seed, keep=tasks[1:], checkpoint=out / "checkpoint.safetensors",
-                    progress=progress,
+                    model, tasks[0], seed=args.seed, checkpoint=out / "checkpoint.safetensors", progress=progress,
+                    keep=[load_task(name, seed=args.seed) for name in show.keep],
                 )  # fmt: skip
                 steering = certify(model, tasks[0], steering, seed=args.seed, progress=progress)
             artifact.save(steering, folder)

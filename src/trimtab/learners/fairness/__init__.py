@@ -38,7 +38,8 @@ and 0.06 on text that was not seen."""
 HELD_WINDOWS = 96
 """Windows, of those that steps draw from, on which the result is held to the budget."""
 GUARDS_AT_MOST = 256
-"""Unambiguous items that a fit draws from."""
+"""Unambiguous items that a fit draws from, or as many as so many steps take where that is more:"""
+GUARDED_STEPS = 25
 REFERENCE_ITEMS = 4
 """Items of a template, at most, whose mean stands for the base's P(neither) and option mass there."""
 REFERENCES_AT_MOST = 1536
@@ -136,7 +137,7 @@ class Fairness:
 
     def _chosen_guards(self) -> list[Item]:
         clear = [i for i in self.train if not i.ambiguous] if self.aims.unambiguous_per_step else []
-        most = max(GUARDS_AT_MOST, self.aims.unambiguous_per_step)
+        most = max(GUARDS_AT_MOST, GUARDED_STEPS * self.aims.unambiguous_per_step)
         return random.Random(f"{self.seed}:guards").sample(clear, min(most, len(clear)))
 
     def _base_of_templates(self) -> dict[str, tuple[float, float]]:
