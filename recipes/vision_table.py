@@ -21,12 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 OTHER = "roomworld"
 SETTINGS = {
-    "learning_rate": "0.006", "steps": "250", "kl_tokens": "64", "l1": "0.0002", "unambiguous_guard": "8",
+    "learning_rate": "0.006", "steps": "250", "kl_tokens": "64", "l1": "0.0002", "unambiguous_guard": "5",
     "unambiguous_per_step": "40",
 }  # fmt: skip
 """Chosen on validation items, seed 0; `trimtab demo --vision` has the same."""
 DSO = (
-    *("--keep", OTHER, "--keep", "who-is:tone", "--positions", "text"),
+    *("--keep", OTHER, "--positions", "text"),
     *(word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")),
 )
 METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {

@@ -102,7 +102,7 @@ def test_the_demo_of_pictures_learns_measures_and_shows_them(trimtab_cli, tmp_pa
     assert "http://" not in page.replace("http://www.w3.org", "")
     card = json.loads((tmp_path / "out" / "steering" / "card.json").read_text())
     assert card["data"]["task"] == "who-is"
-    assert [k["task"] for k in card["data"]["keep"]] == ["roomworld", "who-is:tone"]
+    assert [k["task"] for k in card["data"]["keep"]] == ["roomworld"]
     refused = trimtab_cli("demo", "--vision", "--model", "demo:smollm2", "--out", tmp_path / "other")
     assert refused.code != 0
     assert "is shown no images" in refused.error

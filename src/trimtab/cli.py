@@ -118,7 +118,7 @@ _PICTURES = _Show(
     ("who-is", "roomworld"),
     "which person in the picture is the doctor, the builder, ...",
     "occupations, rooms and wordings",
-    keep=("roomworld", "who-is:tone"),
+    keep=("roomworld",),
     # A small model: its affine maps have to go further, and its passages are short enough to be read whole. Few
     # occupations to learn from: what is settled about others is lost soonest, so the guard weighs more (chosen on
     # validation items, as in recipes/vision_table.py).
@@ -128,7 +128,7 @@ _PICTURES = _Show(
         "kl_tokens": 64,
         "l1": 0.0002,
         "positions": "text",
-        "unambiguous_guard": 8.0,
+        "unambiguous_guard": 5.0,
         "unambiguous_per_step": 40,
     },
 )
