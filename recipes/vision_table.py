@@ -93,15 +93,16 @@ def table(found: dict[tuple[str, int], dict[str, Any]]) -> str:
         arms = ("steering", "random", "instruction") if METHODS[name][0] == "dso" else ("steering",)
         for arm in arms:
             base = cells.value("per_concept_bias", "steering", 0.0, task)
-            strength = next(s for m, a, s, t in cells.rows if (m, a, t) == ("per_concept_bias", arm, task) and s)
+            strength = max(s for m, a, s, t in cells.rows if (m, a, t) == ("per_concept_bias", arm, task))
             now = cells.value("per_concept_bias", arm, strength, task)
-            inner = [f"{cells.value('per_concept_bias', arm, s, task):.3f}" for s in STOPS[1:-1]]
+            stops = STOPS[1:-1] if arm == "steering" else ()
+            inner = [f"{cells.value('per_concept_bias', arm, s, task):.3f}" for s in stops]
             ends = [cells.value("position_effect", a, s, task) for a, s in (("steering", 0.0), (arm, strength))]
             columns = [
                 name if arm == "steering" else f"{arm}, beside {name}",
                 str(seed),
                 f"{base:.3f}",
-                *(inner if arm == "steering" else [""] * 3),
+                *(inner or [""] * 3),
                 f"{now:.3f}",
                 f"**{now / base:.0%}**" if arm == "steering" else f"{now / base:.0%}",
                 cells.points("unambiguous_accuracy_choice", arm, strength, task),
