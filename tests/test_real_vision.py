@@ -50,7 +50,9 @@ def test_it_is_small_and_states_its_figures(model: SteerableModel) -> None:
     assert model.neutral == folder / "neutral.txt"
 
 
-@pytest.mark.parametrize("name", ["who-is", "hiring", "reference"])
+@pytest.mark.parametrize(
+    "name", ["who-is", *(pytest.param(n, marks=pytest.mark.real) for n in ("hiring", "reference"))]
+)
 def test_its_bias_is_the_planted_one_and_what_is_clear_is_clear_to_it(model: SteerableModel, name: str) -> None:
     task = sample(load_task(name, seed=0), 3)
     found = figures(model, task)
@@ -61,7 +63,7 @@ def test_its_bias_is_the_planted_one_and_what_is_clear_is_clear_to_it(model: Ste
 
 
 def test_it_answers_other_questions(model: SteerableModel) -> None:
-    found = figures(model, sample(load_task("roomworld", seed=0), 2))
+    found = figures(model, sample(load_task("roomworld", seed=0), 4))
     assert found["unambiguous_accuracy_choice"] >= 0.95
 
 
