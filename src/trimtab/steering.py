@@ -125,16 +125,15 @@ class _Voice:
 
     def _products(self, w: Tensor, h: Tensor, compiling: bool) -> list[tuple[Tensor | None, Tensor]]:
         """`(w a, w c)` of each Diagonal in the dtype of h, rounded once: one strength gives one result on any path."""
-        learning = any(t.requires_grad for i in self.group for t in i.tensors().values())
         # Not where there is one strength a token (while decoding, each step has another w of the same shape), nor where
-        # rows are flattened into tokens (the products are as large as h).
-        some = self.dial._mask is not None
-        keep = not (compiling or learning or some) and (
-            self.dial._w.ndim == 0 or (self.dial._w.ndim == 1 and h.ndim > 2)
-        )
+        # rows are flattened into tokens (the products are as large as h), nor where only some tokens are steered.
+        keep = not compiling and self.dial._mask is None
+        keep = keep and (self.dial._w.ndim == 0 or (self.dial._w.ndim == 1 and h.ndim > 2))
         key = (h.dtype, h.device, w.shape)
         if keep and key in self.kept:
             return self.kept[key]
+        # Nor while learning: what is learned changes from step to step.
+        keep = keep and not any(t.requires_grad for i in self.group for t in i.tensors().values())
         made = []
         for i in self.group:
             if i.width != h.shape[-1]:
