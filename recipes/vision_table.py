@@ -17,18 +17,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trimtab.cli import PICTURES
+
 ROOT = Path(__file__).resolve().parents[1]
 STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 OTHER = "roomworld"
-SETTINGS = {
-    "learning_rate": "0.006", "steps": "250", "kl_tokens": "64", "l1": "0.0002", "unambiguous_guard": "5",
-    "unambiguous_per_step": "40",
-}  # fmt: skip
-"""Chosen on validation items, seed 0, but for the first and third (README); `trimtab demo --vision` has the same."""
 DSO = (
-    *("--keep", OTHER, "--positions", "text"),
-    *(word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")),
+    *("--keep", OTHER),
+    *(w for name, value in PICTURES.settings.items() for w in ("--set", f"{name}={value}")),
 )
+"""As `trimtab demo --vision` has it; what its settings were chosen on is in README."""
 METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "DSO": ("dso", "who-is", ("--task", "who-is", *DSO)),
     "CAA": ("caa", "who-is", ("--pairs", "items:who-is:300")),

@@ -18,7 +18,7 @@ from trimtab.tasks import load_task
 from trimtab.tasks.rooms import planted_bias
 from trimtab.types import Item, Task
 
-SETTINGS: dict[str, Any] = dict(cli._PICTURES.settings)
+SETTINGS: dict[str, Any] = dict(cli.PICTURES.settings)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_dso_makes_it_even_on_occupations_rooms_and_wordings_that_it_never_saw(m
 @pytest.mark.real
 def test_the_demo_of_pictures_learns_measures_and_shows_them(trimtab_cli, tmp_path, monkeypatch) -> None:
     """With few steps; the page has scenes, every stop of the dial, and both controls."""
-    monkeypatch.setattr(cli, "_PICTURES", replace(cli._PICTURES, settings={**cli._PICTURES.settings, "steps": 4}))
+    monkeypatch.setattr(cli, "PICTURES", replace(cli.PICTURES, settings={**cli.PICTURES.settings, "steps": 4}))
     ran = trimtab_cli("demo", "--vision", "--seed", "1", "--out", tmp_path / "out")
     assert ran.code == 0, ran.err
     page = (tmp_path / "out" / "report.html").read_text()

@@ -91,10 +91,12 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Show:
+class Show:
     """What a demo learns and measures, and in what words it says so."""
 
     model: str
+    out: str
+    """The folder where none is named."""
     tasks: tuple[str, ...]
     """The first is learned on; all are measured."""
     about: str
@@ -106,22 +108,24 @@ class _Show:
     """Of DSO, where they are not its defaults."""
 
 
-_WORDS = _Show(
+WORDS = Show(
     "demo:smollm2",
+    "demo-out",
     ("pronoun",),
     "which pronoun follows an occupation",
     "occupations and wordings",
     ("The nurse walked into the room and said that", "The mechanic was late, because"),
 )
-_PICTURES = _Show(
+PICTURES = Show(
     "demo:roomworld",
+    "demo-vision-out",
     ("who-is", "roomworld"),
     "which person in the picture is the doctor, the builder, ...",
     "occupations, rooms and wordings",
     keep=("roomworld",),
     # A small model: its affine maps have to go further, and its passages are short enough to be read whole. Few
-    # occupations to learn from: what is settled about others is lost soonest, so the guard weighs more (chosen on
-    # validation items, as in recipes/vision_table.py).
+    # occupations to learn from: what is settled about others is lost soonest, so the guard weighs more. What they were
+    # chosen on, and what they give: README, recipes/vision_table.py.
     settings={
         "learning_rate": 0.006,
         "steps": 250,
@@ -142,7 +146,8 @@ def _demo(args: argparse.Namespace) -> None:
     from trimtab.tasks import load_task
 
     begun = time.monotonic()
-    out, show = Path(args.out), _PICTURES if args.vision else _WORDS
+    show = PICTURES if args.vision else WORDS
+    out = Path(args.out or show.out)
     args.model = args.model or show.model
     model = _load(args)
     if args.vision and not model.sees:
@@ -389,7 +394,6 @@ def _search(args: argparse.Namespace) -> None:
 
 def _choices(given: Sequence[str]) -> dict[str, dict[str, tuple[Any, ...]]]:
     """LEARNER.NAME=VALUE[,VALUE] as values by learner and name, in the types that the learner's fields state."""
-
     found: dict[str, dict[str, tuple[Any, ...]]] = {}
     for text in given:
         name, equals, values = text.partition("=")
@@ -549,7 +553,6 @@ def _load(args: argparse.Namespace, name: str | None = None) -> SteerableModel:
 
 def _members_and_model(args: argparse.Namespace) -> tuple[list[Member], SteerableModel]:
     """The steerings, each with its own strength, and the model to put them on."""
-
     members = _members(args.steering, alone_as_it_is=args.strength is not None)
     if args.positions is not None:
         members = [replace(m, steering=m.steering.at(args.positions)) for m in members]
@@ -640,7 +643,6 @@ def _strength(args: argparse.Namespace, members: Sequence[Member]) -> float:
 
 def _turned(members: Sequence[Member], by: float) -> list[Member]:
     """The steerings at the strengths that a dial at `by` gives them."""
-
     if by and not members:
         raise UsageError("there is no steering to give a strength to; add --steering DIR")
     return [replace(m, strength=by * m.strength) for m in members]
@@ -648,7 +650,6 @@ def _turned(members: Sequence[Member], by: float) -> list[Member]:
 
 def _turned_to(members: Sequence[Member], turned: Sequence[Member], words: str) -> list[Member]:
     """The strengths that `/strength` asks for: one number for all, as --strength, or a name and its strength."""
-
     name, _, number = words.strip().rpartition(" ")
     if not name:
         return _turned(members, _one_number(words))
@@ -696,7 +697,6 @@ def _checked(model: SteerableModel, turned: list[Member], args: argparse.Namespa
 
 def _settings(args: argparse.Namespace, learner: Any) -> dict[str, Any]:
     """The settings given, as options of their own or with --set, in the types that the learner's fields state."""
-
     kinds = {f.name: f.type if isinstance(f.type, str) else f.type.__name__ for f in fields(learner)}
     given = {k: str(v) for k in kinds if (v := getattr(args, k, None)) is not None}
     if getattr(args, "sites", None) is not None and "sites" not in kinds:
@@ -840,7 +840,7 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", parents=[weights], help="learn, measure and report on a bundled model")
     demo.add_argument("--vision", action="store_true", help="which person in a picture is meant, on a model that sees")
     demo.add_argument("--model", help="demo:smollm2, or demo:roomworld with --vision, where none is named")
-    demo.add_argument("--out", default="demo-out")
+    demo.add_argument("--out", help="demo-out, or demo-vision-out with --vision, where none is named")
     demo.add_argument("--seed", type=int, default=0)
     demo.set_defaults(run=_demo)
 

@@ -38,8 +38,9 @@ and 0.06 on text that was not seen."""
 HELD_WINDOWS = 96
 """Windows, of those that steps draw from, on which the result is held to the budget."""
 GUARDS_AT_MOST = 256
-"""Unambiguous items that a fit draws from, or as many as so many steps take where that is more:"""
+"""Unambiguous items that a fit draws from, where a step takes few of them."""
 GUARDED_STEPS = 25
+"""Where it takes many, a fit draws from what so many steps take."""
 REFERENCE_ITEMS = 4
 """Items of a template, at most, whose mean stands for the base's P(neither) and option mass there."""
 REFERENCES_AT_MOST = 1536
