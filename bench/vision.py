@@ -49,30 +49,32 @@ features are computed once, before the steps that are timed, and its random weig
 
 
 def generation(model: SteerableModel, pictures: list[Picture], question: str, turns: int) -> dict[str, float]:
-    """Seconds for 32 greedy tokens at batch 8, each prompt with its image: bare, and with a dial at 0 and at 1."""
+    """Seconds for 32 greedy tokens at batch 8, each prompt with its image: bare, with a dial at 0 and at 1, and at 1
+    where words alone are steered."""
     found = sites.find(model.hf, sites.NORMS)
     steering = Steering(
         {s.name: (Diagonal(torch.full((s.width or 0,), 1e-3), torch.full((s.width or 0,), 1e-3)),) for s in found}
     )
+    words = steering.at("text")
 
     def timed() -> float:
         begun = time.perf_counter()
         model.generate([question] * BATCH, images=[[p] for p in pictures], max_new_tokens=NEW, min_new_tokens=NEW)
         return time.perf_counter() - begun
 
-    def at(strength: float) -> float:
+    def at(strength: float, steering: Steering = steering) -> float:
         with model.steer(steering, strength):
             return timed()
 
-    taken: dict[str, list[float]] = {"bare": [], "w=0": [], "w=1": []}
+    taken: dict[str, list[float]] = {"bare": [], "w=0": [], "w=1": [], "w=1, words": []}
     for turn in range(turns + 1):
-        now = {"bare": timed(), "w=0": at(0.0), "w=1": at(1.0)}
+        now = {"bare": timed(), "w=0": at(0.0), "w=1": at(1.0), "w=1, words": at(1.0, words)}
         if turn:  # the first one warms up, and encodes the images
             for name, seconds in now.items():
                 taken[name].append(seconds)
     return {"bare, s": statistics.median(taken["bare"])} | {
         f"{w} over bare": statistics.median(a / b for a, b in zip(taken[w], taken["bare"], strict=True))
-        for w in ("w=0", "w=1")
+        for w in ("w=0", "w=1", "w=1, words")
     }
 
 

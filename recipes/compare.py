@@ -47,6 +47,8 @@ BUDGET = 6
 STEPS = {"pronoun": 200, "winobias": 60, "bbq": 40}
 """Optimiser steps of DSO, LoRA and LinEAS, which learn by gradients: the default where prompts are short, less where a
 step takes many times as long. Chosen for the time that they take, before any result was seen."""
+DRAWN = {"bbq": {"concepts_per_step": 10, "items_per_template": 2}}
+"""What a step of DSO and of LoRA draws where the default, which fits short prompts, would take minutes."""
 UNDRAWN = ("instruction", "self-debias")
 """Methods in which nothing is drawn: one seed says what three would, as these tasks' splits are fixed."""
 PAIRS = 300
@@ -114,7 +116,8 @@ def middle(model: SteerableModel) -> str:
 
 
 def _dso(case: Case) -> Steering:
-    return case.once("dso", lambda: trimtab.DSO(steps=STEPS[case.name]).fit(case.model, case.task, seed=case.seed))
+    learner = trimtab.DSO(steps=STEPS[case.name], **DRAWN.get(case.name, {}))
+    return case.once("dso", lambda: learner.fit(case.model, case.task, seed=case.seed))
 
 
 def dso(case: Case) -> Iterator[Variant]:
@@ -127,7 +130,8 @@ def random(case: Case) -> Iterator[Variant]:
 
 
 def lora(case: Case) -> Iterator[Variant]:
-    made = case.once("lora", lambda: LoRA(steps=STEPS[case.name]).fit(case.model, case.task, seed=case.seed))
+    learner = LoRA(steps=STEPS[case.name], **DRAWN.get(case.name, {}))
+    made = case.once("lora", lambda: learner.fit(case.model, case.task, seed=case.seed))
     yield Variant("default", made, stops(1, 1.0))
 
 

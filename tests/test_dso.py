@@ -17,6 +17,7 @@ from trimtab import artifact
 from trimtab.errors import RunError, TaskError, UsageError
 from trimtab.evaluate import evaluate
 from trimtab.learners.dso import DSO, outcome
+from trimtab.learners.dso import run as learning
 from trimtab.learners.dso.run import Run
 from trimtab.learners.fairness.prices import KL_RATE, NEITHER_MARGIN, Prices
 from trimtab.learners.fairness.terms import Batch, Known
@@ -246,6 +247,41 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_objective(model, task,
     assert float(whole.norm()) > 1e-3
     for parts in (2, 3, 50):
         torch.testing.assert_close(gradient(parts), whole, atol=1e-5, rtol=1e-3)
+
+
+def test_a_long_step_is_split_unasked(model, task, monkeypatch):
+    """A step of more tokens than a part may hold runs in parts, with the whole's gradient."""
+    passes = []
+
+    def gradient() -> torch.Tensor:
+        run = Run(DSO(concepts_per_step=4), model, list(task.split("train")), [], ["Rain fell on the hill."], 0, None)
+        with torch.no_grad():
+            run.theta.copy_(torch.randn(run.theta.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+        with run.prepared():
+            seen = run._seen
+            monkeypatch.setattr(run, "_seen", lambda known, windows: passes.append(len(known)) or seen(known, windows))
+            run.step(0)
+        assert run.theta.grad is not None
+        return run.theta.grad
+
+    whole, count = gradient(), len(passes)
+    assert count == 1
+    monkeypatch.setattr(learning, "PART_AT_MOST", 100)
+    torch.testing.assert_close(gradient(), whole, atol=1e-5, rtol=1e-3)
+    assert len(passes) - count >= 4
+
+
+def test_a_step_takes_some_neighbours_of_many_items(model, task):
+    """Of a template with many items of a concept a step has a run of neighbours, so that pairs stay together; over the
+    steps all of them come; where all fit they come in the task's order."""
+    items = [i for i in task.split("train") if i.ambiguous]
+    many = [dataclasses.replace(items[0], id=f"many/{n}") for n in range(10)]
+    run = Run(DSO(concepts_per_step=1, items_per_template=4, kl_windows=0), model, many, [], [], 0, None)
+    with run.prepared():
+        drawn = [[int(i.id.split("/")[1]) for i in run.aim.draw(step)[0][0]] for step in range(40)]
+        run.aim.aims = dataclasses.replace(run.aim.aims, items_per_template=10)
+        assert [i.id for i in run.aim.draw(0)[0][0]] == [i.id for i in many]
+    assert {tuple(d) for d in drawn} == {(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)}
 
 
 def test_accumulated_parts_keep_less_for_the_backward_pass(model, task, fit):
@@ -582,7 +618,8 @@ def test_an_answer_is_matched_as_whole_words():
         {"steps": 0}, {"steps": -1}, {"learning_rate": float("nan")}, {"learning_rate": float("inf")}, {"l1": -0.1},
         {"kl_budget": float("nan")}, {"kl_budget": 0}, {"mode": "guess"}, {"mode": "sampled", "samples": 1},
         {"depth": 1.0},
-        {"accumulate": 0}, {"concepts_per_step": 0}, {"patience": 0}, {"validate_every": 0}, {"kl_tokens": 0},
+        {"accumulate": 0}, {"items_per_template": 0}, {"concepts_per_step": 0}, {"patience": 0}, {"validate_every": 0},
+        {"kl_tokens": 0},
     ],
     ids=str,
 )  # fmt: skip

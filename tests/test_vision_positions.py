@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -59,6 +61,24 @@ def test_it_is_a_strength_of_zero_elsewhere(seeing, positions, kind):
     base = logits(seeing, ids)
     with attach(seeing.hf, steering.at("image"), 1.0):
         assert torch.equal(logits(seeing, ids)[1], base[1]), "a row of words alone has no image positions"
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_passes_of_words_and_of_images_take_turns_under_one_dial(seeing, positions):
+    """What a dial keeps from one pass is of no consequence to the next, whatever either is given."""
+    steering, ids = random_steering(seeing, "*norm*", scale=0.2, seed=4).at(positions), random_ids(seeing, 3, 9)
+    words = ids[1:2]
+    assert not bool((words >= FIRST).any()) and bool((ids >= FIRST).any())
+    with attach(seeing.hf, steering, 0.7):
+        apart = [logits(seeing, ids)]
+    with attach(seeing.hf, steering, 0.7):
+        logits(seeing, words)
+        apart.append(logits(seeing, ids))
+        between = logits(seeing, words)
+    assert torch.equal(*apart)
+    steered = steering.at("text") if positions != "image" else None
+    with nullcontext() if steered is None else attach(seeing.hf, steered, 0.7):
+        assert torch.equal(between, logits(seeing, words))
 
 
 @pytest.mark.parametrize("positions", ["text", "image"])

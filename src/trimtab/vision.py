@@ -473,6 +473,7 @@ class Eyes:
         if now is not None:
             # What came through the whole model with pixels has the image token itself.
             shown = now.virtual if now.virtual is not None else now.ids == self.image_token
+            shown = shown if bool(shown.any()) else None
         setattr(module, sites.IMAGES, shown)
         if now is not None:
             if self.sight.first and given.get("position_ids") is None:

@@ -74,6 +74,8 @@ class LoRA:
     """Concepts in a step, as in DSO."""
     templates_per_step: int = 1
     """Templates of each concept in a step, as in DSO."""
+    items_per_template: int = 8
+    """Items of a concept in one template in a step, at most, as in DSO."""
     kl_budget: float = 0.12
     """KL(adapted || base) on neutral text, nats a token; inf for no budget."""
     validate_every: int = 40
@@ -82,7 +84,8 @@ class LoRA:
     """Looks without improvement after which learning stops."""
 
     def __post_init__(self) -> None:
-        for name in ("rank", "steps", "concepts_per_step", "templates_per_step", "validate_every", "patience"):
+        for name in ("rank", "steps", "concepts_per_step", "templates_per_step", "items_per_template",
+                     "validate_every", "patience"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UsageError(f"LoRA.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("alpha", "learning_rate", "kl_budget"):

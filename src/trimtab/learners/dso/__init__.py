@@ -69,8 +69,11 @@ class DSO:
     concepts_per_step: int = 50
     """Concepts in a step; the bias of each is taken of its items in the step."""
     templates_per_step: int = 1
-    """Templates of each concept in a step, all items of one together, so that pairs stay whole. With one template a
-    concept's term is an upper bound of its bias (Jensen), not an estimate; a step should see many wordings."""
+    """Templates of each concept in a step. With one template a concept's term is an upper bound of its bias (Jensen),
+    not an estimate; a step should see many wordings."""
+    items_per_template: int = 8
+    """Items of a concept in one template in a step, at most: neighbours in the task's order, so that pairs stay whole.
+    Only BBQ has more (up to 240), of which a step on all would fill the memory."""
     unambiguous_per_step: int = 10
     """Unambiguous items in a step, for the guard."""
     template_weight: float = 5.0
@@ -105,7 +108,8 @@ class DSO:
     patience: int = 3
     """Looks without improvement after which learning stops."""
     accumulate: int = 1
-    """Parts into which a step is split: less memory, the same gradient, a forward pass more."""
+    """Parts into which a step is split: less memory, the same gradient, a forward pass more. A step of over 16,384
+    tokens is split in any case, so that none of its parts holds more."""
     checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, a third more time."""
 
@@ -116,8 +120,8 @@ class DSO:
             unbounded = f.name == "kl_budget" and value == math.inf
             if number and not unbounded and not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"DSO.{f.name} must be a finite number of at least 0, got {value}")
-        at_least_one = ("steps", "concepts_per_step", "templates_per_step", "samples", "max_new_tokens", "accumulate",
-                        "validate_every", "patience", "kl_tokens")  # fmt: skip
+        at_least_one = ("steps", "concepts_per_step", "templates_per_step", "items_per_template", "samples",
+                        "max_new_tokens", "accumulate", "validate_every", "patience", "kl_tokens")  # fmt: skip
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise UsageError(f"DSO.{name} must be at least 1, got {getattr(self, name)}")

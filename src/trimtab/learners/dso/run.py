@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trimtab import sites
+from trimtab import scoring, sites
 from trimtab.errors import UsageError
 from trimtab.interventions import Diagonal
 from trimtab.learners.dso import sampled
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 CLIP = 1.0
 """Norm to which a step's gradient is clipped."""
+PART_AT_MOST = 16384
+"""Tokens of a part of a step whose activations are kept for the backward pass: some 11 GB for demo:smollm2. A step on
+BBQ that kept all at once was killed at 20 GB (measured)."""
 SAVE_EVERY = 10
 """Steps after which a checkpoint is written."""
 
@@ -128,7 +131,9 @@ class Run:
         ambiguous = [i for members in concepts for i in members]
         known = [*(self.aim.known(ambiguous) if ambiguous else []), *guards]
         sizes = [len(members) for members in concepts]
-        parts = min(self.s.accumulate, max(len(known), len(windows), 1))
+        tokens = sum(map(len, scoring.flatten([k.encoded for k in known]).rows)) + sum(len(ids) for ids, _ in windows)
+        needed = max(self.s.accumulate, math.ceil(tokens / PART_AT_MOST))
+        parts = min(needed, max(len(known), len(windows), 1))
         if parts == 1:
             total, figures = self.aim.objective(known, sizes, self._seen(known, windows))
             self._backward([total], None)

@@ -59,6 +59,7 @@ class Aims:
 
     concepts_per_step: int = 50
     templates_per_step: int = 1
+    items_per_template: int = 8
     unambiguous_per_step: int = 10
     template_weight: float = 5.0
     unambiguous_guard: float = 1.5
@@ -205,7 +206,11 @@ class Fairness:
         rng = random.Random(f"{self.seed}:{step}")
         concepts = rng.sample(sorted(self.of_concept), min(self.aims.concepts_per_step, len(self.of_concept)))
         drawn = [
-            [i for _, members in rng.sample(groups, min(self.aims.templates_per_step, len(groups))) for i in members]
+            [
+                item
+                for _, members in rng.sample(groups, min(self.aims.templates_per_step, len(groups)))
+                for item in _neighbours(members, self.aims.items_per_template, rng)
+            ]
             for groups in (self.of_concept[o] for o in concepts)
         ]
         guards = rng.sample(self.guards, min(self.aims.unambiguous_per_step, len(self.guards)))
@@ -386,6 +391,14 @@ def _by_template(items: Sequence[Item]) -> list[tuple[str, list[Item]]]:
     for item in items:
         groups.setdefault(item.template, []).append(item)
     return list(groups.items())
+
+
+def _neighbours(members: list[Item], most: int, rng: random.Random) -> list[Item]:
+    """At most so many items that follow each other, beginning at a multiple of that; nothing is drawn where all fit."""
+    if len(members) <= most:
+        return members
+    start = most * rng.randrange(math.ceil(len(members) / most))
+    return members[start : start + most]
 
 
 @contextmanager
