@@ -12,8 +12,9 @@ mean of the other eight. "Merged" is one vector of all nine contrasts together.
     all BBQ, MMLU     accuracy of the base, the ISVs (mean of the nine), merged, and the SVE: plain, weighted by
                       strength, and renormalised
 
-Vectors are chosen on validation questions and measured on test questions (bbq:divided); MMLU is cloze, which small
-models can do. The bias score s_AMB of ambiguous items stands beside each accuracy: accuracy alone says nothing of bias.
+Vectors are chosen on validation questions and measured on test questions (bbq:divided); an axis of which the data has
+no test questions is left out of everything, and the table says so. MMLU is cloze, which small models can do. The bias
+score s_AMB of ambiguous items stands beside each accuracy: accuracy alone says nothing of bias.
 Each part is written when it is done; a run that was cut off goes on.
 """
 
@@ -57,6 +58,17 @@ def layers(model: SteerableModel) -> tuple[int, int]:
     return blocks - round(17 / 32 * blocks), blocks - round(5 / 32 * blocks)
 
 
+def on(axis: str, args: argparse.Namespace) -> str:
+    """Name of an axis' task."""
+    return f"bbq:{args.style}:{AXES[axis]}:divided"
+
+
+def tested(args: argparse.Namespace) -> list[str]:
+    """The axes with questions to choose on and others to measure on: of a category in part there may be none."""
+    splits = {axis: trimtab.task(on(axis, args), data=args.data, seed=args.seed).split for axis in AXES}
+    return [axis for axis, split in splits.items() if split("validation") and split("test")]
+
+
 def found(model: SteerableModel, axis: str, args: argparse.Namespace) -> ensemble.Member:
     """The ISV of an axis: the steering with the highest accuracy on validation items, at its strength."""
     folder = args.out / axis
@@ -64,7 +76,7 @@ def found(model: SteerableModel, axis: str, args: argparse.Namespace) -> ensembl
         space = Space(
             (source(f"descriptions:{axis}", numbers=PAIRS, seed=args.seed),), ("pca",), layers=layers(model)
         )  # fmt: skip
-        task = trimtab.task(f"bbq:{args.style}:{AXES[axis]}:divided", data=args.data, seed=args.seed)
+        task = trimtab.task(on(axis, args), data=args.data, seed=args.seed)
         search(
             model, task, space, seed=args.seed, out=folder, objective="accuracy", trials=args.trials, limit=args.items,
             test_limit=args.items, floor=None, neutral=args.out / NEUTRAL,
@@ -74,8 +86,8 @@ def found(model: SteerableModel, axis: str, args: argparse.Namespace) -> ensembl
 
 
 def merged(model: SteerableModel, members: Sequence[ensemble.Member], args: argparse.Namespace) -> ensemble.Member:
-    """One vector of nine contrasts together, at the layers and the strength that the ISVs have on average."""
-    parts = [contrasts.load(f"descriptions:{axis}:{PAIRS[0]}", seed=args.seed) for axis in AXES]
+    """One vector of the axes' contrasts together, at the layers and the strength that the ISVs have on average."""
+    parts = [contrasts.load(f"descriptions:{m.name}:{PAIRS[0]}", seed=args.seed) for m in members]
     low, high = layers(model)
     steering = PCA(sites=f"layers.{low}-{high}.out").fit(model, contrasts.merged(parts), seed=args.seed)
     return ensemble.Member("merged", steering, statistics.mean(abs(m.strength) for m in members))
@@ -120,10 +132,13 @@ def table(units: dict[str, Figure], args: argparse.Namespace) -> str:
         "| axis | base | its ISV | SVE | SVE without the axis |",
         "|---|---|---|---|---|",
     ]
-    lines += [f"| {a} | {' | '.join(cell(f'{a}.{w}') for w in ('base', 'isv', 'sve', 'unseen'))} |" for a in AXES]
+    there = [a for a in AXES if f"{a}.base" in units]
+    lines += [f"| {a} | {' | '.join(cell(f'{a}.{w}') for w in ('base', 'isv', 'sve', 'unseen'))} |" for a in there]
     wide = ("base", "isv", "merged", "sve", "sve-weighted", "sve-renormalised")
-    lines += ["", "| | base | ISV, mean of nine | merged | SVE | SVE, weighted | SVE, renormalised |", "|---" * 7 + "|"]
+    lines += ["", "| | base | ISVs, mean | merged | SVE | SVE, weighted | SVE, renormalised |", "|---" * 7 + "|"]
     lines += [f"| {name} | {' | '.join(cell(f'{key}.{w}') for w in wide)} |" for key, name in WIDE.items()]
+    if units and (missing := [a for a in AXES if a not in there]):
+        lines += ["", f"Left out, as the data has no test questions of them: {', '.join(missing)}."]
     return "\n".join(lines)
 
 
@@ -180,25 +195,24 @@ def compute(units: dict[str, Figure], notes: Path, args: argparse.Namespace) -> 
             write_whole(notes, (json.dumps(units, indent=1) + "\n").encode())
             print(f"{(time.monotonic() - begun) / 60:5.1f} min  {key}: {units[key]['accuracy']:.3f}", flush=True)
 
-    members = [found(model, axis, args) for axis in AXES]
+    members = [found(model, axis, args) for axis in tested(args)]
     made = {
         "sve": ensemble.combine(members), "sve-weighted": ensemble.combine(members, "weighted"),
         "sve-renormalised": ensemble.combine(members, "renormalised"),
     }  # fmt: skip
     ensembles = {name: _member(name, s) for name, s in made.items()}
     for member in members:
-        task = f"bbq:{args.style}:{AXES[member.name]}:divided"
-        eight = _member("unseen", ensemble.combine(members, leave_out=member.name))
-        for label, who in (("base", None), ("isv", member), ("sve", ensembles["sve"]), ("unseen", eight)):
-            add(f"{member.name}.{label}", task, who)
+        others = _member("unseen", ensemble.combine(members, leave_out=member.name))
+        for label, who in (("base", None), ("isv", member), ("sve", ensembles["sve"]), ("unseen", others)):
+            add(f"{member.name}.{label}", on(member.name, args), who)
     whole = merged(model, members, args)
     for key, task in (("bbq", f"bbq:{args.style}:divided"), ("mmlu", "mmlu:cloze")):
         for label, who in (("base", None), ("merged", whole), *ensembles.items()):
             add(f"{key}.{label}", task, who)
         for member in members:
             add(f"{key}.isv-{member.name}", task, member)
-        nine = [units[f"{key}.isv-{member.name}"] for member in members]
-        units[f"{key}.isv"] = {name: statistics.mean(u[name] for u in nine) for name in nine[0]}
+        each = [units[f"{key}.isv-{member.name}"] for member in members]
+        units[f"{key}.isv"] = {name: statistics.mean(u[name] for u in each) for name in each[0]}
         write_whole(notes, (json.dumps(units, indent=1) + "\n").encode())
 
 

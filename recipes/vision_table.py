@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 OTHER = "roomworld"
 DSO = (
-    *("--keep", OTHER),
+    *(w for name in PICTURES.keep for w in ("--keep", name)),
     *(w for name, value in PICTURES.settings.items() for w in ("--set", f"{name}={value}")),
 )
 """As `trimtab demo --vision` has it; what its settings were chosen on is in README."""
