@@ -96,13 +96,13 @@ def merged(model: SteerableModel, members: Sequence[ensemble.Member], args: argp
 def measured(model: SteerableModel, task: str, who: ensemble.Member | None, args: argparse.Namespace) -> Figure:
     """Accuracy, s_AMB where the task has it, and n, of the model under one steering at its strength."""
     strengths = [who.strength] if who else []
+    loaded = trimtab.task(task, data=args.data, seed=args.seed)
     seen = evaluate(
-        model, trimtab.task(task, data=args.data, seed=args.seed), who.steering if who else None, strengths,
-        seed=args.seed, limit=args.test, controls=False, samples=(), resamples=1000, beyond_range=True,
-        neutral=args.out / NEUTRAL,
+        model, loaded, who.steering if who else None, strengths, seed=args.seed, limit=args.test, controls=False,
+        samples=(), resamples=1000, beyond_range=True, neutral=args.out / NEUTRAL,
     )  # fmt: skip
     at = strengths[0] if strengths else 0.0
-    rows = {r["metric"]: r for r in seen.results if r["strength"] == at and r["task"].count(":") == task.count(":")}
+    rows = {r["metric"]: r for r in seen.results if r["strength"] == at and r["task"] == loaded.name}
     right = [rows[name] for name in RIGHT if name in rows]
     half = [(r["high"] - r["low"]) / 2 for r in right]
     told: Figure = {
