@@ -150,7 +150,11 @@ def chance(units: dict[str, Figure]) -> str:
     where = {"bbq": 1 / 3, "mmlu": 1 / 4}
     low = [k for k, p in where.items() if f"{k}.base" in units and _low(units[f"{k}.base"]) <= p]
     axes = [a for a in AXES if f"{a}.base" in units and _low(units[f"{a}.base"]) <= where["bbq"]]
-    said = [f"At chance, so neither loss nor repair can be shown: {', '.join([*low, *axes])}."] if low or axes else []
+    said = (
+        [f"Not shown to be above chance, so neither loss nor repair can be shown: {', '.join([*low, *axes])}."]
+        if low or axes
+        else []
+    )
     return "\n".join(["", *said])
 
 
