@@ -387,7 +387,9 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=200, help="items that methods are tuned on")
     parser.add_argument("--test", type=int, default=400, help="items that they are measured on")
     parser.add_argument("--table", action="store_true", help="print the table and compute nothing")
-    parser.add_argument("--readme", action="store_true", help="write the summary between its markers in README.md")
+    parser.add_argument(
+        "--readme", action="store_true", help="write the summary into README.md, and its figures to bench/records"
+    )
     args = parser.parse_args()
     out = Path(args.out)
     seeds = [int(seed) for seed in args.seeds.split(",")]
@@ -410,7 +412,11 @@ def main() -> None:
         print(f"{file.stem}: area {found['area']['value']:.2f}, {told}, {time.monotonic() - begun:.0f} s", flush=True)
     print(table(out))
     if args.readme:
-        page = Path(__file__).resolve().parents[1] / "README.md"
+        root = Path(__file__).resolve().parents[1]
+        units = (json.loads(path.read_text()) for path in sorted(out.glob("*.json")))
+        lines = [json.dumps({k: v for k, v in u.items() if k != "results"}) + "\n" for u in units]
+        write_whole(root / "bench" / "records" / "compare.jsonl", "".join(lines).encode())
+        page = root / "README.md"
         before, _, rest = page.read_text().partition("<!-- compare:begin -->")
         after = rest.partition("<!-- compare:end -->")[2]
         page.write_text(f"{before}<!-- compare:begin -->\n{summary(out)}\n<!-- compare:end -->{after}")
