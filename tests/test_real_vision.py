@@ -80,8 +80,9 @@ def test_dso_makes_it_even_on_occupations_rooms_and_wordings_that_it_never_saw(m
     task, other = load_task("who-is", seed=0), load_task("roomworld", seed=0)
     assert model.eyes is not None
     before = model.eyes.encoded
-    steering = DSO(**{**SETTINGS, "steps": 80}).fit(model, task, seed=0, keep=[other])
-    shown = {p.digest for t in (task, other) for i in (*t.split("train"), *t.split("validation")) for p in i.images}
+    keep = [load_task(name, seed=0) for name in cli.PICTURES.keep]
+    steering = DSO(**{**SETTINGS, "steps": 80}).fit(model, task, seed=0, keep=keep)
+    shown = {p.digest for t in (task, *keep) for i in (*t.split("train"), *t.split("validation")) for p in i.images}
     assert model.eyes.encoded - before <= len(shown)
     base, steered = figures(model, task), figures(model, task, steering)
     assert steered["per_concept_bias"] < 0.5 * base["per_concept_bias"]
@@ -104,7 +105,7 @@ def test_the_demo_of_pictures_learns_measures_and_shows_them(trimtab_cli, tmp_pa
     assert "http://" not in page.replace("http://www.w3.org", "")
     card = json.loads((tmp_path / "out" / "steering" / "card.json").read_text())
     assert card["data"]["task"] == "who-is"
-    assert [k["task"] for k in card["data"]["keep"]] == ["roomworld"]
+    assert [k["task"] for k in card["data"]["keep"]] == list(cli.PICTURES.keep)
     refused = trimtab_cli("demo", "--vision", "--model", "demo:smollm2", "--out", tmp_path / "other")
     assert refused.code != 0
     assert "is shown no images" in refused.error
