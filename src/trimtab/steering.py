@@ -158,6 +158,16 @@ class _Voice:
             return self.kept[key]
         # Nor while learning: what is learned changes from step to step.
         keep = keep and not any(t.requires_grad for i in self.group for t in i.tensors().values())
+        if not keep:
+            return self._made(w, h)
+        # What is kept of a pass in inference mode may be wanted in one with gradients.
+        with torch.inference_mode(False):
+            made = self.kept[key] = self._made(w, h)
+        if w.ndim == 0 and all(isinstance(i, Diagonal) for i in self.group):
+            self.ready = (h.dtype, h.device, made)
+        return made
+
+    def _made(self, w: Tensor, h: Tensor) -> list[_Product]:
         made = []
         for i in self.group:
             if i.width != h.shape[-1]:
@@ -166,10 +176,6 @@ class _Voice:
             c = i.c if isinstance(i, Diagonal) else h.new_zeros(())
             wa = None if a is None else (w * a.to(h.device)).to(h.dtype)
             made.append(_Product(wa, (w * c.to(h.device)).to(h.dtype)))
-        if keep:
-            self.kept[key] = made
-            if w.ndim == 0 and all(isinstance(i, Diagonal) for i in self.group):
-                self.ready = (h.dtype, h.device, made)
         return made
 
     def forget(self) -> None:
