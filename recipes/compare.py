@@ -231,6 +231,13 @@ METHODS: dict[str, Method] = {
 }
 
 
+TITLES = {
+    "dso": "DSO", "dso-firm": "DSO, firmer guard", "lora": "LoRA, same objective and data", "lineas": "LinEAS",
+    "linear-act": "Linear-AcT", "instruction": "instruction, best of six", "self-debias": "Self-Debias",
+    "random": "random, norms of DSO",
+}  # fmt: skip
+
+
 # -- one unit
 
 
@@ -348,7 +355,12 @@ def summary(out: Path) -> str:
             few = len(mine) < len(seeds[case]) and method not in UNDRAWN
             cells.append(_cell(mine) + (f" ({len(mine)} of {len(seeds[case])} seeds)" if mine and few else ""))
             areas += [statistics.mean(u["area"]["value"] for u in mine)] if mine else []
-        rows.append((-statistics.mean(areas) if areas else 0.0, f"| {method} | {' | '.join(cells)} |"))
+        rows.append(
+            (
+                -statistics.mean(areas) if areas else 0.0,
+                f"| {TITLES.get(method, method.upper())} | {' | '.join(cells)} |",
+            )
+        )
     heads = [f"{task}, `{model}`, {_seeds(seeds[task, model])}" for task, model in cases]
     return "\n".join(
         [f"| method | {' | '.join(heads)} |", "|---" * (len(cases) + 1) + "|", *(r for _, r in sorted(rows))]
