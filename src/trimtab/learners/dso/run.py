@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 CLIP = 1.0
 """Norm to which a step's gradient is clipped."""
 PART_AT_MOST = 16384
-"""Tokens of a part of a step whose activations are kept for the backward pass: some 11 GB for demo:smollm2. A step on
+"""Tokens of a part of a step whose activations are kept for the backward pass: some 8 GiB for demo:smollm2. A step on
 BBQ that kept all at once was killed at 20 GB (measured)."""
 SAVE_EVERY = 10
 """Steps after which a checkpoint is written."""
