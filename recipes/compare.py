@@ -12,7 +12,8 @@ The variant is the one with the largest area on validation items. For an allowed
 least biased one of that variant whose cost *on validation items* is no more; strength 0 is always among them.
 The table shows what that strength leaves of the bias on test items, what it cost there, and the area under the frontier
 on test items (share of bias removed, averaged over allowed costs up to 3). Values are means over seeds; the ends of an
-interval are the means of the seeds' ends. A unit that is there is not computed again: a run that was cut off goes on.
+interval are the means of the seeds' ends. A unit that is in bench/records or in the output folder is not computed
+again: a run that was cut off goes on, on this machine or another one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ DRAWN = {"bbq": {"concepts_per_step": 10, "items_per_template": 2}}
 """What a step of DSO and of LoRA draws where the default, which fits short prompts, would take minutes."""
 UNDRAWN = ("instruction", "self-debias")
 """Methods in which nothing is drawn: one seed says what three would, as these tasks' splits are fixed."""
+SIZES = {"bbq": (100, 200)}
+"""Validation and test items where they are not 200 and 400: BBQ's are five times as long as the others."""
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "bench" / "records" / "compare.jsonl"
 PAIRS = 300
 COSTS = (1.0, 3.0)
 RESAMPLES = 1000
@@ -93,6 +98,8 @@ class Case:
     seed: int
     learned: Path
     """Folder of this case's steerings."""
+    bases: dict[str, Evaluation] = field(default_factory=dict)
+    """Of each split, what the base makes of it: measured once for all methods."""
 
     def pairs(self) -> Contrast:
         """Unbiased against biased answers to training items, drawn by the seed."""
@@ -243,10 +250,16 @@ TITLES = {
 
 def measured(case: Case, variant: Variant, *, split: str, limit: int) -> Evaluation:
     """The variant at its strengths on so many items of a split; baselines as the arm that they are."""
+    settings: dict[str, Any] = {
+        "seed": case.seed, "split": split, "limit": limit, "controls": False, "samples": (), "kl": False,
+        "resamples": RESAMPLES, "beyond_range": True,
+    }  # fmt: skip
+    if split not in case.bases:
+        case.bases[split] = evaluate(case.model, case.task, **settings)
+    baselines = [variant.baseline] if variant.baseline else []
     return evaluate(
-        case.model, case.task, variant.steering, variant.strengths, seed=case.seed, split=split, limit=limit,
-        controls=False, baselines=[variant.baseline] if variant.baseline else [], instruction=variant.instruction,
-        samples=(), resamples=RESAMPLES, beyond_range=True,
+        case.model, case.task, variant.steering, variant.strengths, base=case.bases[split], baselines=baselines,
+        instruction=variant.instruction, **settings,
     )  # fmt: skip
 
 
@@ -310,9 +323,16 @@ def run(case: Case, name: str, limits: tuple[int, int]) -> dict[str, Any]:
 # -- the table
 
 
-def table(out: Path) -> str:
+def units_in(out: Path) -> list[dict[str, Any]]:
+    """The units that were computed, in the records or in the output folder, without their rows of figures."""
+    lines = RECORDS.read_text().splitlines() if RECORDS.exists() else []
+    lines += [path.read_text() for path in sorted(out.glob("*.json"))]
+    found = {(u["model"], u["task"], u["seed"], u["method"]): u for u in map(json.loads, lines)}
+    return [{k: v for k, v in found[key].items() if k != "results"} for key in sorted(found)]
+
+
+def table(units: Sequence[dict[str, Any]]) -> str:
     """Markdown, from the units that are there."""
-    units = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     lines = []
     for model, task in dict.fromkeys((u["model"], u["task"]) for u in units):
         here = [u for u in units if (u["model"], u["task"]) == (model, task)]
@@ -340,9 +360,8 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
-def summary(out: Path) -> str:
+def summary(units: Sequence[dict[str, Any]]) -> str:
     """Markdown, from the units that are there: a row a method, a column a task of a model; best on average first."""
-    units = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     cases = sorted(
         {(u["task"], u["model"]) for u in units}, key=lambda c: (list(TASKS).index(c[0]), c[1] != "demo:smollm2")
     )
@@ -396,8 +415,8 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--data", default="../shared/data")
-    parser.add_argument("--validation", type=int, default=200, help="items that methods are tuned on")
-    parser.add_argument("--test", type=int, default=400, help="items that they are measured on")
+    parser.add_argument("--validation", type=int, help="items that methods are tuned on: 200, of BBQ 100")
+    parser.add_argument("--test", type=int, help="items that they are measured on: 400, of BBQ 200")
     parser.add_argument("--table", action="store_true", help="print the table and compute nothing")
     parser.add_argument(
         "--readme", action="store_true", help="write the summary into README.md, and its figures to bench/records"
@@ -406,32 +425,35 @@ def main() -> None:
     out = Path(args.out)
     seeds = [int(seed) for seed in args.seeds.split(",")]
     wanted = itertools.product(args.models.split(","), seeds, args.tasks.split(","), args.methods.split(","))
+    there = {(u["model"], u["seed"], u["task"], u["method"]) for u in units_in(out)}
     models: dict[str, SteerableModel] = {}
+    cases: dict[str, Case] = {}
     for name, seed, task_name, method in () if args.table else wanted:
         label = f"{name.replace(':', '-')}.{task_name}.{seed}"
         file = out / f"{label}.{method}.json"
-        if file.exists() or (method in UNDRAWN and seed != seeds[0]):
+        if (name, seed, task_name, method) in there or file.exists() or (method in UNDRAWN and seed != seeds[0]):
             continue
         if name not in models:
-            models = {name: trimtab.load(name)}
-        task = trimtab.task(TASKS[task_name], data=args.data, seed=seed)
-        case = Case(models[name], task, task_name, seed, out / "learned" / label)
+            models, cases = {name: trimtab.load(name)}, {}
+        if label not in cases:
+            task = trimtab.task(TASKS[task_name], data=args.data, seed=seed)
+            cases = {label: Case(models[name], task, task_name, seed, out / "learned" / label)}
+        usual = SIZES.get(task_name, (200, 400))
+        sizes = (args.validation or usual[0], args.test or usual[1])
         begun = time.monotonic()
-        found = run(case, method, (args.validation, args.test))
-        unit = {"model": name, "task": task_name, "seed": seed, **found}
+        found = run(cases[label], method, sizes)
+        unit = {"model": name, "task": task_name, "seed": seed, "items": sizes, **found}
         write_whole(file, (json.dumps(unit, indent=1) + "\n").encode())
         told = ", ".join(f"{100 * found['left'][f'{c:g}']['value']:.0f} % left at cost {c:g}" for c in COSTS)
         print(f"{file.stem}: area {found['area']['value']:.2f}, {told}, {time.monotonic() - begun:.0f} s", flush=True)
-    print(table(out))
+    units = units_in(out)
+    print(table(units))
     if args.readme:
-        root = Path(__file__).resolve().parents[1]
-        units = (json.loads(path.read_text()) for path in sorted(out.glob("*.json")))
-        lines = [json.dumps({k: v for k, v in u.items() if k != "results"}) + "\n" for u in units]
-        write_whole(root / "bench" / "records" / "compare.jsonl", "".join(lines).encode())
-        page = root / "README.md"
+        write_whole(RECORDS, "".join(json.dumps(u) + "\n" for u in units).encode())
+        page = ROOT / "README.md"
         before, _, rest = page.read_text().partition("<!-- compare:begin -->")
         after = rest.partition("<!-- compare:end -->")[2]
-        page.write_text(f"{before}<!-- compare:begin -->\n{summary(out)}\n<!-- compare:end -->{after}")
+        page.write_text(f"{before}<!-- compare:begin -->\n{summary(units)}\n<!-- compare:end -->{after}")
 
 
 if __name__ == "__main__":

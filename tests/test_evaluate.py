@@ -14,6 +14,7 @@ from reference import metrics_numpy as reference
 from trimtab import artifact
 from trimtab.errors import RunError, StrengthError, TaskError, UsageError
 from trimtab.evaluate import SAMPLE_PROMPTS, certify, evaluate
+from trimtab.portions import Plan
 from trimtab.reading import named
 from trimtab.steering import Steering
 from trimtab.testing import random_steering, tiny_task
@@ -451,3 +452,34 @@ def test_changes_over_parts_are_corrected_together(llama, neutral_file, monkeypa
     assert (
         adjusted(evaluate(llama, plain, steering, [1.0], split="all", **options), "per_concept_bias", 1.0, seed=0) == {}
     )
+
+
+def test_a_base_that_was_measured_before_is_taken_and_changes_no_figure(measure, monkeypatch):
+    alone, base = measure(controls=False), measure(with_=None, controls=False)
+    asked: list[str] = []
+    applied = Plan.applied
+    monkeypatch.setattr(Plan, "applied", lambda self, cell: (asked.append(cell), applied(self, cell))[1])
+    borrowed = measure(controls=False, base=base)
+    assert {strength for _, strength in asked} == {1.0}, "strength 0 was measured again"
+    assert borrowed.results == alone.results
+    assert {(r.arm, r.strength, r.id) for r in borrowed.records} == {(r.arm, r.strength, r.id) for r in alone.records}
+    assert len(borrowed.samples) == len(alone.samples)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"split": "validation"}, "split"), ({"limit": 4}, "tasks"), ({"per": "token"}, "per"), ({"kl": False}, "KL")],
+)
+def test_a_base_of_something_else_is_refused_by_what_differs(measure, change, says):
+    base = measure(with_=None, controls=False, **change)
+    with pytest.raises(UsageError, match=says):
+        measure(controls=False, base=base)
+
+
+def test_without_kl_the_other_figures_stay(measure, tmp_path):
+    whole, less = measure(controls=False), measure(controls=False, kl=False, out=tmp_path)
+    kept = [r for r in whole.results if not r["metric"].startswith("kl")]
+    assert len(kept) < len(whole.results)
+    assert list(less.results) == kept
+    with pytest.raises(RunError, match="kl"):
+        measure(controls=False, out=tmp_path)

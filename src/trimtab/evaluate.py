@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -88,6 +88,8 @@ class Evaluation:
     samples: Sequence[SampleRecord]
     skipped: tuple[Skipped, ...] = ()
     """Items that `skip_bad` left out."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """Of what model on what items and texts, as the records' file tells it."""
 
     def value(
         self, metric: str, *, strength: float = 0.0, steering: str | None = None, task: str | None = None
@@ -121,6 +123,8 @@ def evaluate(
     limit: int | None = None,
     per: Per = "option",
     mode: Mode = "likelihood",
+    kl: bool = True,
+    base: Evaluation | None = None,
     resamples: int = 2000,
     beyond_range: bool = False,
     other_weights: bool = False,
@@ -139,9 +143,13 @@ def evaluate(
     image cannot be are refused together, or with `skip_bad` left out everywhere and named in `skipped` and in the
     summary.
 
+    Where many steerings of one model are measured, `base` is an evaluation of it on the same items and texts, whose
+    records at strength 0 are taken instead of being measured again; `kl=False` leaves the KL of texts out, which costs
+    as much as their perplexity.
+
     Under `accelerate launch` the processes share the work; the first writes, and only it has records and draws figures.
-    Raises TaskError for a split without items, BadItem for images, RunError for a folder of another run, MissingExtra
-    for several processes without accelerate.
+    Raises TaskError for a split without items, BadItem for images, RunError for a folder of another run, UsageError
+    for a base of another model or other items, MissingExtra for several processes without accelerate.
     """
     named = [tasks] if isinstance(tasks, Task) else list(tasks)
     if limit is not None and limit < 1:
@@ -176,7 +184,7 @@ def evaluate(
         # Nor a second look that the model's context is too short for: the one of most characters stands for all.
         model.encode([selfdebias.longest(items) for items in chosen.values()])
     cells = _cells(dial_stops, controls, baselines)
-    plan = Plan(model, steering, seed, instruction, per, mode, beyond_range, other_weights)
+    plan = Plan(model, steering, seed, instruction, per, mode, kl, beyond_range, other_weights)
     identity = {
         "kind": "run",
         "schema": RECORD_SCHEMA,
@@ -196,6 +204,10 @@ def evaluate(
         identity["positions"] = steering.positions
     if steering is not None and "members" in steering.card:
         identity["members"] = [[m.get(key) for key in ("name", "strength", "digest")] for m in steering.card["members"]]
+    if not kl:
+        identity["kl"] = False
+    if base is not None:
+        _require_same(base.identity, identity)
     portions = [*dealt(chosen, passages_of, [s for s in samples if model.knows(s)])]
     crew = team()
     with ExitStack() as stack:
@@ -204,6 +216,8 @@ def evaluate(
             folder = stack.enter_context(owned(Path(out))) if out is not None else None
             shelf = Shelf(folder / "records.jsonl" if folder is not None else None, identity)
             stack.callback(shelf.close)
+            if base is not None:
+                _lend(base, shelf)
         missing = crew.told(lacking(shelf, portions, cells) if shelf is not None else {})
         to_do = sum(len(m) for n, by in missing.items() if portions[n].kind is Record for m in by.values())
         meter = Meter(progress if crew.first else None, len(cells) * sum(map(len, chosen.values())), to_do)
@@ -220,10 +234,10 @@ def evaluate(
                     shelf.add(together)
                     meter.add(sum(isinstance(r, Record) for r in together), cell)
         if shelf is None:
-            return Evaluation((), (), (), (), skipped)
+            return Evaluation((), (), (), (), skipped, identity)
         results = _figures(model.name, name, named, split, cells, shelf, seed, resamples)
         evaluation = Evaluation(
-            tuple(results), shelf.all(Record), shelf.all(TextRecord), shelf.all(SampleRecord), skipped
+            tuple(results), shelf.all(Record), shelf.all(TextRecord), shelf.all(SampleRecord), skipped, identity
         )
         if out is not None:
             summary = {
@@ -244,6 +258,31 @@ def evaluate(
             }
             write_whole(Path(out) / "summary.json", (json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode())
     return evaluation
+
+
+def _require_same(base: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse a base that was measured otherwise than this run would measure it."""
+    for name in ("model", "fingerprint", "dtype", "split", "tasks", "texts", "per", "mode"):
+        if base.get(name) != own[name]:
+            raise UsageError(
+                f"the base was measured with another {name}: {base.get(name)}, and here it is {own[name]}; without "
+                "`base` it is measured anew"
+            )
+    if own.get("kl", True) and not base.get("kl", True):
+        raise UsageError("the base was measured without KL; measure this run without it too, or the base with it")
+
+
+def _lend(base: Evaluation, shelf: Shelf) -> None:
+    """Put the base's records at strength 0 on the shelf, those that are not there."""
+    cell: Cell = ("steering", 0.0)
+    there: dict[tuple[type, str], set[str]] = {}
+
+    def new(record: AnyRecord) -> bool:
+        task = "" if isinstance(record, SampleRecord) else record.task
+        known = there.setdefault((type(record), task), shelf.ids(type(record), task, cell))
+        return (record.arm, record.strength) == cell and name_of(record) not in known
+
+    shelf.add([r for records in (base.records, base.texts, base.samples) for r in records if new(r)])
 
 
 def _digest(text: str) -> str:

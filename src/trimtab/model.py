@@ -683,13 +683,17 @@ class SteerableModel:
 
     @torch.no_grad()
     def nll_and_kl(
-        self, texts: Sequence[str], hidden: Sequence[Float[Tensor, "_ dim"]], base: Sequence[Float[Tensor, "_ dim"]]
+        self,
+        texts: Sequence[str],
+        hidden: Sequence[Float[Tensor, "_ dim"]],
+        base: Sequence[Float[Tensor, "_ dim"]] | None = None,
     ) -> list[tuple[int, float, float]]:
-        """For each text its predicted tokens, `-log p` summed over them, and KL(hidden's || base's) summed."""
+        """For each text its predicted tokens, `-log p` summed over them, and KL(hidden's || base's) summed, or NaN."""
         rows = [r[1:] for r in self.tokens(texts)]
         lengths = [len(r) for r in rows]
         targets = torch.tensor([t for r in rows for t in r], dtype=torch.long, device=self.device)
-        nll, kl = scoring.nll_and_kl(self.readout, torch.cat(list(hidden)), torch.cat(list(base)), targets)
+        before = None if base is None else torch.cat(list(base))
+        nll, kl = scoring.nll_and_kl(self.readout, torch.cat(list(hidden)), before, targets)
         sums = ([float(part.sum()) for part in x.split(lengths)] for x in (nll, kl))
         return list(zip(lengths, *sums, strict=True))
 

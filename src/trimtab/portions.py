@@ -49,6 +49,7 @@ class Plan:
     instruction: str
     per: Per
     mode: Mode
+    kl: bool
     beyond_range: bool
     other_weights: bool
 
@@ -113,13 +114,17 @@ class Plan:
         texts = [t.text for t in portion.parts]
         base: list[Tensor] = []
 
-        def measured(cell: Cell) -> list[TextRecord]:
+        def before() -> list[Tensor]:
             if not base:
                 with self.model.unsteered():
                     base.extend(self.model.hidden(texts))
+            return base
+
+        def measured(cell: Cell) -> list[TextRecord]:
             # A running text has no answer to look at again: there Self-Debias is the base.
-            states = base if cell[0] == selfdebias.ARM else self.model.hidden(texts, instruction=self.told(cell))
-            found = self.model.nll_and_kl(texts, states, base)
+            same = cell[0] == selfdebias.ARM
+            states = before() if same else self.model.hidden(texts, instruction=self.told(cell))
+            found = self.model.nll_and_kl(texts, states, before() if self.kl else None)
             return [
                 TextRecord(*cell, text.id, tokens, nll, kl, portion.task, text.words)
                 for text, (tokens, nll, kl) in zip(portion.parts, found, strict=True)

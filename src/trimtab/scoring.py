@@ -244,9 +244,9 @@ def hidden_states(
 
 
 def nll_and_kl(
-    readout: Readout, h: Float[Tensor, "n dim"], base: Float[Tensor, "n dim"], targets: Int[Tensor, " n"]
+    readout: Readout, h: Float[Tensor, "n dim"], base: Float[Tensor, "n dim"] | None, targets: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """`-log p(target)` and `KL(p || p_base)` at each position, in nats, float64.
+    """`-log p(target)` and `KL(p || p_base)` at each position, in nats, float64; without a base the KL is NaN.
 
     The vocabulary is taken in tiles, so that its rows are read once for many positions: with z and y the logits of h
     and of the base, and A_k and B_k the log of sum exp over tile k,
@@ -254,7 +254,8 @@ def nll_and_kl(
         KL = sum_k e^(A_k - A) E_k[z - y]  -  A + B        E_k: under softmax(z) within the tile;  A = log sum_k e^A_k
     """
     vocabulary = readout.weight.shape[0]
-    nll, kl = (torch.zeros(len(h), dtype=torch.float64, device=h.device) for _ in range(2))
+    nll = torch.zeros(len(h), dtype=torch.float64, device=h.device)
+    kl = torch.full_like(nll, torch.nan)
     for start in range(0, len(h), POSITIONS):
         part = slice(start, start + POSITIONS)
         wanted = targets[part]
@@ -262,16 +263,20 @@ def nll_and_kl(
         ours, theirs, apart = [], [], []
         for first in range(0, vocabulary, TILE):
             tile = slice(first, min(first + TILE, vocabulary))
-            z, y = readout(h[part], tile), readout(base[part], tile)
+            z = readout(h[part], tile)
             mine = ((wanted >= tile.start) & (wanted < tile.stop)).nonzero().squeeze(1)
             said[mine] = z[mine, wanted[mine] - first]
             ours.append(z.logsumexp(-1))
-            theirs.append(y.logsumexp(-1))
-            apart.append(((z - ours[-1][:, None]).exp() * (z - y)).sum(-1))
-        a, b, d = (torch.stack(parts).double() for parts in (ours, theirs, apart))
+            if base is not None:
+                y = readout(base[part], tile)
+                theirs.append(y.logsumexp(-1))
+                apart.append(((z - ours[-1][:, None]).exp() * (z - y)).sum(-1))
+        a = torch.stack(ours).double()
         whole = a.logsumexp(0)
         nll[part] = whole - said
-        kl[part] = ((a - whole).exp() * d).sum(0) - whole + b.logsumexp(0)
+        if base is not None:
+            b, d = (torch.stack(parts).double() for parts in (theirs, apart))
+            kl[part] = ((a - whole).exp() * d).sum(0) - whole + b.logsumexp(0)
     return nll, kl
 
 
