@@ -26,7 +26,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from trimtab.evaluate import INSTRUCTION, Evaluation, evaluate
 from trimtab.learners.lora import LoRA
 from trimtab.model import SteerableModel
 from trimtab.runs import write_whole
+from trimtab.search.recall import Recalling
 from trimtab.steering import Steering
 from trimtab.types import Contrast, Task
 
@@ -101,13 +102,21 @@ class Case:
     bases: dict[str, Evaluation] = field(default_factory=dict)
     """Of each split, what the base makes of it: measured once for all methods."""
 
+    @cached_property
+    def reader(self) -> Recalling:
+        """The model for learners of directions: it reads a text once, for the sites of all of them."""
+        return Recalling(self.model, [trimtab.CAA().sites, trimtab.ITI().sites])
+
     def pairs(self) -> Contrast:
         """Unbiased against biased answers to training items, drawn by the seed."""
         return contrasts.from_items(self.task, n=PAIRS, seed=self.seed)
 
-    def once(self, name: str, fit: Callable[[], Steering]) -> Steering:
-        """What was learned before under that name, or is now."""
-        folder = self.learned / name
+    def once(self, name: str, fit: Callable[[], Steering], *, of_all_tasks: bool = False) -> Steering:
+        """What was learned before under that name, or is now; what no task has a part in, once for all of them."""
+        home = self.learned
+        if of_all_tasks:
+            home = home.with_name(f"{self.model.name.replace(':', '-')}.all.{self.seed}")
+        folder = home / name
         if not (folder / artifact.CARD).is_file():
             artifact.save(fit(), folder)
         return artifact.read(folder)
@@ -160,7 +169,7 @@ def lineas(case: Case) -> Iterator[Variant]:
     def fit() -> Steering:
         for fall in range(7):
             try:
-                return _fitted(replace(kind, learning_rate=kind.learning_rate / 10**fall), case)
+                return _fitted(replace(kind, learning_rate=kind.learning_rate / 10**fall), case, case.model)
             except UsageError as error:
                 print(f"{case.learned.name}: {error}", flush=True)
         raise UsageError("LinEAS diverges at every learning rate tried")
@@ -168,19 +177,19 @@ def lineas(case: Case) -> Iterator[Variant]:
     yield Variant(f"{kind.steps} steps", case.once("lineas", fit), stops(1, 1.0))
 
 
-def _fitted(learner: Any, case: Case) -> Steering:
-    made: Steering = learner.fit(case.model, case.pairs(), seed=case.seed)
+def _fitted(learner: Any, case: Case, model: SteerableModel) -> Steering:
+    made: Steering = learner.fit(model, case.pairs(), seed=case.seed)
     return made
 
 
-def by_sites(name: str, kind: Any, sites: Sequence[str | None], top: float) -> Method:
+def by_sites(name: str, kind: Any, sites: Sequence[str | None], top: float, *, recalled: bool = False) -> Method:
     """A learner of contrasts at each of some sites; None is its default, "middle" the middle blocks."""
 
     def method(case: Case) -> Iterator[Variant]:
         for where in sites:
             settings = {} if where is None else {"sites": middle(case.model) if where == "middle" else where}
             label = where or "default"
-            fit = partial(_fitted, kind(**settings), case)
+            fit = partial(_fitted, kind(**settings), case, case.reader if recalled else case.model)
             made = case.once(f"{name}-{label.replace('*', 'all')}", fit)
             yield Variant(label, made, stops(len(sites), top))
 
@@ -194,7 +203,7 @@ def _described(case: Case, axis: str, stem: str) -> Steering:
         pairs = contrasts.load(f"descriptions:{axis}:{stem}:100", seed=case.seed)
         return trimtab.PCA(sites=middle(case.model)).fit(case.model, pairs, seed=case.seed)
 
-    return case.once(f"described-{axis}-{stem}", fit)
+    return case.once(f"described-{axis}-{stem}", fit, of_all_tasks=True)
 
 
 def isv(case: Case) -> Iterator[Variant]:
@@ -227,9 +236,9 @@ METHODS: dict[str, Method] = {
     "lineas": lineas,
     "linear-act": by_sites("linear-act", trimtab.LinearAcT, (None, "layers.*.out"), 1.0),
     "leace": by_sites("leace", trimtab.LEACE, (None, "middle"), 1.0),
-    "caa": by_sites("caa", trimtab.CAA, (None, "middle"), 2.0),
-    "pca": by_sites("pca", trimtab.PCA, (None, "middle"), 2.0),
-    "iti": by_sites("iti", trimtab.ITI, (None,), 2.0),
+    "caa": by_sites("caa", trimtab.CAA, (None, "middle"), 2.0, recalled=True),
+    "pca": by_sites("pca", trimtab.PCA, (None, "middle"), 2.0, recalled=True),
+    "iti": by_sites("iti", trimtab.ITI, (None,), 2.0, recalled=True),
     "isv": isv,
     "sve": sve,
     "instruction": instruction,
