@@ -93,17 +93,17 @@ def test_questions_of_a_row_do_not_see_each_other() -> None:
     with torch.no_grad():
         found = torch.full(batch.ids.shape, float("nan"))
         found[batch.target != -100] = recipe.losses(model, batch)[0]
-        for row in range(plan.rows):
-            for k in range(1, int(batch.segment[row].max()) + 1):
-                own = (batch.segment[row] == k) & (batch.ids[row] != recipe.PAD)
-                if not own.any():
-                    continue
+        assert (batch.prefix == recipe.PAD).any(), "no courtesy in one row and not in another"
+        for row in range(plan.rows * plan.lanes):
+            picture = row // plan.lanes
+            for k in range(int(batch.segment[row].max()) + 1):
+                own = batch.segment[row] == k
                 sees = bool(batch.sees_picture[row][own][0])
-                prefix = batch.ids[row][batch.segment[row] == 0] if sees else batch.ids[row][:0]
+                before = batch.prefix[picture]
+                prefix = before[before != recipe.PAD] if sees else before[:0]
                 ids = torch.cat([prefix, batch.ids[row][own]])[None]
-                logits = model(
-                    input_ids=ids, pixel_values=batch.pixels[row : row + 1] if sees else None, use_cache=False
-                ).logits[0, len(prefix) :]
+                pixels = batch.pixels[picture : picture + 1] if sees else None
+                logits = model(input_ids=ids, pixel_values=pixels, use_cache=False).logits[0, len(prefix) :]
                 for at, target in enumerate(batch.target[row][own].tolist()):
                     if target == -100:
                         continue
@@ -119,7 +119,8 @@ def test_questions_of_a_row_do_not_see_each_other() -> None:
 def test_rows_are_full_and_of_scenes_that_are_not_held_out() -> None:
     batch = recipe.batch_of(recipe.Plan(seed=1, rows=24), 3)
     assert (batch.segment < 0).float().mean() < 0.1
-    assert (batch.segment.max(1).values >= 2).all()
+    assert (batch.segment.max(1).values >= 0).all(), "a lane without anything"
+    assert batch.segment.reshape(24, -1, batch.segment.shape[1]).amax(-1).sum(-1).min() >= 10, "questions of a picture"
     again = recipe.batch_of(recipe.Plan(seed=1, rows=24), 3)
     assert torch.equal(batch.ids, again.ids) and torch.equal(batch.pixels, again.pixels)
     rng = random.Random(0)
@@ -167,7 +168,7 @@ def test_a_run_that_goes_on_ends_where_an_unbroken_one_does(tmp_path: Path) -> N
 
 def test_the_rate_falls_with_steps_or_with_time() -> None:
     plan = recipe.Plan(seed=0)
-    assert recipe.rate_at(plan, 0, 0.0, 3600) < plan.learning_rate / 100
+    assert recipe.rate_at(plan, 0, 0.0, 3600) < plan.learning_rate / 50
     assert recipe.rate_at(plan, 400, 0.0, 3600) == pytest.approx(plan.learning_rate, rel=0.05)
     for ends in ((plan.steps, 0.0), (1000, 3600.0)):
         assert recipe.rate_at(plan, *ends, 3600) == pytest.approx(0.02 * plan.learning_rate)
