@@ -322,7 +322,10 @@ def run(case: Case, name: str, limits: tuple[int, int]) -> dict[str, Any]:
         "method": name, "variant": best.name, "evaluations": sum(len(p) - 1 for *_, p in tried),
         "validation_area": area, "area": {"value": whole.value, "low": whole.low, "high": whole.high},
         "left": {f"{c:g}": left(found[cheapest(seen, c)], found[0]) for c in COSTS},
-        "base": {"bias": found[0].bias.value, "capability": found[0].capability.value},
+        "base": {
+            "bias": found[0].bias.value, "capability": found[0].capability.value,
+            "at_chance": frontier.at_chance(list(case.bases["test"].records), seed=case.seed, resamples=RESAMPLES),
+        },
         "points": [left(p, found[0]) for p in found],
         "seconds_to_learn_and_tune": round(tuned), "numbers": best.steering.numbers() if best.steering else 0,
         "results": [r for r in test.results if not r["metric"].endswith("_difference")],
@@ -389,7 +392,11 @@ def summary(units: Sequence[dict[str, Any]]) -> str:
                 f"| {TITLES.get(method, method.upper())} | {' | '.join(cells)} |",
             )
         )
-    heads = [f"{task}, `{model}`, {_seeds(seeds[task, model])}" for task, model in cases]
+    chance = {(u["task"], u["model"]) for u in units if u["base"].get("at_chance")}
+    heads = [
+        f"{task}, `{model}`, {_seeds(seeds[task, model])}{', base at chance' if (task, model) in chance else ''}"
+        for task, model in cases
+    ]
     return "\n".join(
         [f"| method | {' | '.join(heads)} |", "|---" * (len(cases) + 1) + "|", *(r for _, r in sorted(rows))]
     )

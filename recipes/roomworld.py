@@ -53,6 +53,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trimtab import caches
 from trimtab.roomworld import Scene, any_scene, draw, language
 from trimtab.roomworld.language import COURTESIES, DESCRIBE, SPECIAL, caption, exchanges, passage, vocabulary
 from trimtab.roomworld.scene import OCCUPATIONS, any_person, any_surroundings, dressed
@@ -413,14 +414,15 @@ def hidden_states(model: Any, batch: Batch) -> Tensor:
     embedded = embed(batch.prefix)
     where = (batch.prefix == PICTURE)[..., None]
     # Causal: what pads a prefix stands behind it, and no question sees it.
-    cache = read(inputs_embeds=embedded.masked_scatter(where, features.to(embedded.dtype)), use_cache=True)
-    cache.past_key_values.batch_repeat_interleave(len(batch.ids) // len(batch.prefix))
+    shown = embedded.masked_scatter(where, features.to(embedded.dtype))
+    cache = caches.returned(read(inputs_embeds=shown, use_cache=True))
+    cache.batch_repeat_interleave(len(batch.ids) // len(batch.prefix))
     return read(
         inputs_embeds=embed(batch.ids),
         attention_mask=seen(batch),
         position_ids=batch.position,
-        past_key_values=cache.past_key_values,
         use_cache=True,
+        **caches.argument(read, cache),
     ).last_hidden_state
 
 

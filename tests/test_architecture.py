@@ -20,7 +20,7 @@ LEVELS = (
     ("errors", "types"),
     ("statistic", "reading", "roomworld"),
     ("published",),
-    ("interventions", "sites", "metrics", "runs", "neutral", "memory", "team", "selfdebias", "pictures"),
+    ("interventions", "sites", "metrics", "runs", "neutral", "memory", "team", "selfdebias", "pictures", "caches"),
     ("steering", "capture", "tasks", "weights", "shelf"),
     ("model", "vision", "scoring", "packing", "artifact", "frontier", "contrasts", "ensemble"),
     ("learners", "evaluate", "portions", "export", "verdict"),

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab import capture
+from trimtab import caches, capture
 from trimtab.packing import PASS, Layout, fitting, hidden_at
 
 STEMS = 8
@@ -108,7 +108,7 @@ def score(
         if shared:
             ids = torch.tensor([items[members[0]].prompt[:shared]], device=device)
             with _select(rows, members[:1]):
-                stem = body(input_ids=ids, use_cache=True).past_key_values
+                stem = caches.returned(body(input_ids=ids, use_cache=True))
 
         def scored_of(batch: list[int], stem: object = stem, shared: int = shared) -> list[Scores]:
             return list(_score_batch(body, readout, items, batch, stem, shared, share, rows))
@@ -136,14 +136,14 @@ def _score_batch(
     with _select(rows, batch):
         cache = _expanded(stem, len(batch))
         caching = cache is not None or (longer and share)
-        out = body(input_ids=padded(prompts, device), past_key_values=cache, use_cache=caching)
+        out = body(input_ids=padded(prompts, device), use_cache=caching, **caches.argument(body, cache))
     last = torch.tensor([len(p) - 1 for p in prompts], device=device)
     h = out.last_hidden_state[torch.arange(len(batch), device=device), last]
     width = max(len(items[i].options) for i in batch)
     heads = [[o[0] for o in items[i].options] for i in batch]
     tokens = torch.tensor([[*row, *([0] * (width - len(row)))] for row in heads], device=device)
     first = _log_softmax_at(readout, h, tokens)
-    tails = _tails(body, readout, items, batch, out.past_key_values, share, rows) if longer else {}
+    tails = _tails(body, readout, items, batch, caches.returned(out), share, rows) if longer else {}
     for row, index in enumerate(batch):
         options = items[index].options
         logp = first[row, : len(options)]
@@ -169,7 +169,8 @@ def _tails(
     with _select(rows, chosen):
         if share:
             cache.batch_select_indices(torch.tensor([row for row, _ in jobs], device=device))  # type: ignore[attr-defined]
-            out = body(input_ids=padded([t[:-1] for t in tails], device), past_key_values=cache, use_cache=True)
+            some = padded([t[:-1] for t in tails], device)
+            out = body(input_ids=some, use_cache=True, **caches.argument(body, cache))
             start = [0] * len(jobs)
         else:
             whole = [items[i].prompt + t[:-1] for i, t in zip(chosen, tails, strict=True)]

@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from trimtab import sites
+from trimtab import caches, sites
 from trimtab.errors import SiteError, SteeringError, StrengthError, UnknownFamily, UsageError
 from trimtab.interventions import Adapter, Diagonal, Intervention, LowRank
 from trimtab.types import POSITIONS, Positions
@@ -432,13 +432,12 @@ class Dial:
         if self._w.ndim == 0:
             self._rows_tokens, self._past = None, 0
             return
-        cache = kwargs.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
+        past = caches.held(kwargs)
         w = self._rows_of_w(self._w.device)
         if w.shape[0] != rows:
             raise StrengthError(f"{w.shape[0]} strengths for {rows} rows; give one number, or one a row")
         if w.ndim == 2 and past == 0:
-            decoding = cache is not None or kwargs.get("use_cache") is True
+            decoding = caches.given(kwargs) is not None or kwargs.get("use_cache") is True
             if w.shape[1] < tokens or (w.shape[1] > tokens and not decoding):
                 raise StrengthError(f"{w.shape[1]} strengths a row for {tokens} tokens; give one a token")
         self._rows_tokens, self._past = (rows, tokens), past

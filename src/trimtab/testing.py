@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trimtab import sites
+from trimtab import caches, sites
 from trimtab.errors import SiteError, SteeringError, StrengthError, UsageError
 from trimtab.interventions import Adapter, Diagonal, Intervention, LowRank
 from trimtab.model import SteerableModel
@@ -1089,8 +1089,8 @@ def _left_padded(model: SteerableModel, rows: Sequence[Tensor]) -> tuple[Tensor,
 def _in_pieces(model: SteerableModel, ids: Tensor, sizes: Sequence[int]) -> Tensor:
     cache, parts = None, []
     for piece in ids.split(list(sizes), 1):
-        out = model.hf(input_ids=piece, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = model.hf(input_ids=piece, use_cache=True, **caches.argument(model.hf, cache))
+        cache = caches.returned(out)
         parts.append(out.logits)
     return torch.cat(parts, 1)
 

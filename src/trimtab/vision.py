@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from trimtab import sites
+from trimtab import caches, sites
 from trimtab.errors import BadItem, MissingExtra, ModelError
 from trimtab.pictures import opened
 from trimtab.steering import acting
@@ -494,7 +494,7 @@ class Eyes:
         block = self._blocks(now, given)
         if block is None:
             return
-        cached = _past(given)
+        cached = caches.held(given)
         alike = (block[:, :, None] == block[:, None, :]) & (block >= 0)[:, :, None]
         config: Any = self.hf.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ())
@@ -545,7 +545,7 @@ class Eyes:
     # -- positions in space
 
     def _place_in_space(self, now: _Pass, given: dict[str, Any]) -> None:
-        held = given.get("past_key_values")
+        held = caches.given(given)
         before = getattr(held, "shift", None)
         if now.virtual is None and before is None:
             return
@@ -564,7 +564,7 @@ class Eyes:
             ends = at.offset == sizes - 1
             saved[at.rows, at.columns] = torch.where(ends, sizes - torch.maximum(h, w), 0)
         mask = given.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 4 and tokens > 1 and _past(given) == 0:
+        if isinstance(mask, Tensor) and mask.ndim == 4 and tokens > 1 and caches.held(given) == 0:
             above = _allowed(mask, now.ids.shape, 0, depth.device)[:, 0] & ~torch.eye(
                 tokens, dtype=torch.bool, device=depth.device
             )
@@ -579,13 +579,14 @@ class Eyes:
         given["position_ids"] = placed if stated is None or not whole else torch.cat([stated[:1], placed])
         if given.get("use_cache") or held is not None:
             if held is None:
-                held = given["past_key_values"] = _counting_cache()(config=self.backbone.config)
+                held = _counting_cache()(config=self.backbone.config)
+                caches.put(given, self.backbone, held)
             total = saved.sum(1)
             held.shift = total if before is None else before.repeat_interleave(rows // before.shape[0]) + total
 
     def _forget_stale_positions(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """transformers remembers the last prompt's shift on the model itself; another batch must not have it."""
-        if kwargs.get("image_grid_thw") is None and _past(kwargs) == 0:
+        if kwargs.get("image_grid_thw") is None and caches.held(kwargs) == 0:
             module.rope_deltas = None
 
     # -- features behind the first blocks
@@ -603,14 +604,14 @@ class Eyes:
     # -- cross-attention
 
     def _look_across(self, now: _Pass, given: dict[str, Any]) -> None:
-        held = given.get("past_key_values")
+        held = caches.given(given)
         if given.get("cross_attention_states") is not None:  # transformers' own way, with pixels
             self._has = None
             return
         rows, tokens = now.ids.shape
         embeds: Tensor = given["inputs_embeds"]
         lowest = torch.finfo(embeds.dtype).min
-        if _past(given) > 0:
+        if caches.held(given) > 0:
             if now.virtual is not None:
                 raise ModelError("images of this family must all stand in the part of a prompt that is run first")
             kept = getattr(held, "across", None)
@@ -653,7 +654,8 @@ class Eyes:
         given["full_text_row_masked_out_mask"] = full
         if given.get("use_cache") or held is not None:
             if held is None:
-                held = given["past_key_values"] = _counting_cache()(config=self.backbone.config)
+                held = _counting_cache()(config=self.backbone.config)
+                caches.put(given, self.backbone, held)
             held.across = mask[:, :, -1:], full[:, :, -1:], has
 
     def _tiles(self, size: int) -> int:
@@ -708,11 +710,6 @@ def _one_image(found: Any) -> Tensor:
     return whole.reshape(-1, whole.shape[-1])
 
 
-def _past(given: Mapping[str, Any]) -> int:
-    held = given.get("past_key_values")
-    return int(held.get_seq_length()) if held is not None else 0
-
-
 def _depths(now: _Pass, given: Mapping[str, Any]) -> Tensor:
     """(rows, tokens): how many tokens stand before each in its row."""
     stated = given.get("position_ids")
@@ -720,7 +717,7 @@ def _depths(now: _Pass, given: Mapping[str, Any]) -> Tensor:
         flat: Tensor = stated if stated.ndim == 2 else stated[0]
         return flat.expand(now.ids.shape)
     rows, tokens = now.ids.shape
-    return (torch.arange(tokens, device=now.ids.device) + _past(given)).expand(rows, tokens)
+    return (torch.arange(tokens, device=now.ids.device) + caches.held(given)).expand(rows, tokens)
 
 
 def _allowed(mask: Any, shape: torch.Size, cached: int, device: torch.device) -> Tensor:
