@@ -166,6 +166,23 @@ def test_a_run_that_goes_on_ends_where_an_unbroken_one_does(tmp_path: Path) -> N
         recipe.Run.resumed(replace(SMALL, seed=1), tmp_path / "cut")
 
 
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 8), (2, 8, 24)])
+def test_muons_steps_are_near_orthogonal_and_of_a_known_size(shape: tuple[int, ...]) -> None:
+    """All singular values come near 1, directions stay, and a step's root mean square is a fifth of the rate."""
+    torch.manual_seed(0)
+    given = torch.randn(shape)
+    found = recipe.orthogonal(given)
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.6 and values.max() < 1.3
+    u, _, v = torch.linalg.svd(given, full_matrices=False)
+    assert (u.mT @ found @ v.mT).diagonal(dim1=-2, dim2=-1).min() > 0.6
+    weights = torch.nn.Parameter(torch.zeros(shape[1:]))
+    weights.grad = given[0]
+    recipe.Muon([weights], lr=0.1, weight_decay=0.0).step()
+    assert weights.detach().square().mean().sqrt().item() == pytest.approx(0.02, rel=0.25)
+    assert (weights.detach() * given[0]).sum() < 0, "a step goes down"
+
+
 def test_the_rate_falls_with_steps_or_with_time() -> None:
     plan = recipe.Plan(seed=0)
     assert recipe.rate_at(plan, 0, 0.0, 3600) < plan.learning_rate / 50
