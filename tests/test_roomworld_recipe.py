@@ -120,7 +120,8 @@ def test_rows_are_full_and_of_scenes_that_are_not_held_out() -> None:
     batch = recipe.batch_of(recipe.Plan(seed=1, rows=24), 3)
     assert (batch.segment < 0).float().mean() < 0.1
     assert (batch.segment.max(1).values >= 0).all(), "a lane without anything"
-    assert batch.segment.reshape(24, -1, batch.segment.shape[1]).amax(-1).sum(-1).min() >= 10, "questions of a picture"
+    said = (batch.segment.reshape(24, -1, batch.segment.shape[1]).amax(-1) + 1).sum(-1)
+    assert said.min() >= 4, "a picture of which little more is said than its caption"
     again = recipe.batch_of(recipe.Plan(seed=1, rows=24), 3)
     assert torch.equal(batch.ids, again.ids) and torch.equal(batch.pixels, again.pixels)
     rng = random.Random(0)
