@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from trimtab import caches
+from trimtab import caches, scoring
+from trimtab.scoring import Encoded
 
 
 class Held:
@@ -49,12 +50,16 @@ def test_a_cache_is_given_by_the_name_that_the_module_knows(module: nn.Module) -
         assert module(**kwargs) is held
 
 
-def test_no_pass_of_ours_uses_a_name_that_transformers_has_given_up(
+def test_scoring_from_caches_uses_no_name_that_transformers_has_given_up(
     llama: Any, recwarn: pytest.WarningsRecorder
 ) -> None:
-    out = llama.body(input_ids=torch.tensor([[1, 2, 3]]), use_cache=True)
-    more = llama.body(
-        input_ids=torch.tensor([[4]]), use_cache=True, **caches.argument(llama.body, caches.returned(out))
-    )
-    assert caches.returned(more).get_seq_length() == 4
+    """A stem that many prompts share, and options of several tokens behind each prompt: both go on from a cache."""
+    passes: list[int] = []
+    hook = llama.body.register_forward_pre_hook(lambda _, __, kw: passes.append(caches.held(kw)), with_kwargs=True)
+    stem = tuple(range(3, 23))
+    items = [Encoded((*stem, n), ((5, 6), (7, 8))) for n in range(30, 60)]
+    with torch.no_grad():
+        scoring.score(llama.body, llama.readout, items)
+    hook.remove()
+    assert passes == [0, len(stem), len(stem) + 1]
     assert not [w for w in recwarn if "past_key_values" in str(w.message)]

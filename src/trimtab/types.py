@@ -268,7 +268,7 @@ class TextRecord:
     nll: float
     """Sum of -log p over them, in nats."""
     kl: float
-    """Sum over them of KL(steered || base), in nats."""
+    """Sum over them of KL(steered || base), in nats; NaN where it was left out."""
     task: str = "neutral"
     """The task whose text it is; "neutral" for the passages that are measured beside every task."""
     words: int = 0
