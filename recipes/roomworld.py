@@ -44,6 +44,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -407,10 +408,29 @@ def seen(batch: Batch) -> Tensor:
     return torch.cat([there[:, None, :] & batch.sees_picture[:, :, None], own], -1)[:, None]
 
 
-def hidden_states(model: Any, batch: Batch) -> Tensor:
-    """The language model's last hidden states, (rows x lanes, width, hidden); a picture is encoded and read once."""
-    found = model.model.get_image_features(batch.pixels, return_dict=True).pooler_output
-    features = torch.stack(list(found)).flatten(0, 1)
+@contextmanager
+def only(module: nn.Module, wanted: Tensor) -> Iterator[None]:
+    """Within it a module that treats each token by itself computes the wanted ones, and is 0 at all others."""
+
+    def chosen(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (args[0][wanted],)
+
+    def placed(_: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+        return out.new_zeros(*wanted.shape, out.shape[-1]).index_put((wanted,), out)
+
+    hooks = (module.register_forward_pre_hook(chosen), module.register_forward_hook(placed))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def hidden_states(model: Any, batch: Batch, wanted: Tensor) -> Tensor:
+    """The language model's last hidden states at the wanted tokens, (wanted, hidden); a picture is encoded and read
+    once, and the last block computes no more than is wanted of it, its attention apart."""
+    pictures = model.model.get_image_features(batch.pixels, return_dict=True).pooler_output
+    features = torch.stack(list(pictures)).flatten(0, 1)
     embed, read = model.get_input_embeddings(), model.model.language_model
     embedded = embed(batch.prefix)
     where = (batch.prefix == PICTURE)[..., None]
@@ -418,19 +438,21 @@ def hidden_states(model: Any, batch: Batch) -> Tensor:
     shown = embedded.masked_scatter(where, features.to(embedded.dtype))
     cache = caches.returned(read(inputs_embeds=shown, use_cache=True))
     cache.batch_repeat_interleave(len(batch.ids) // len(batch.prefix))
-    return read(
-        inputs_embeds=embed(batch.ids),
-        attention_mask=seen(batch),
-        position_ids=batch.position,
-        use_cache=True,
-        **caches.argument(read, cache),
-    ).last_hidden_state
+    with only(read.layers[-1].mlp, wanted):
+        found = read(
+            inputs_embeds=embed(batch.ids),
+            attention_mask=seen(batch),
+            position_ids=batch.position,
+            use_cache=True,
+            **caches.argument(read, cache),
+        )
+    return found.last_hidden_state[wanted]
 
 
 def losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """-log p of every target, or its mean over the answers of an open question; and its weight."""
     learned = batch.target != -100
-    log_p = model.lm_head(hidden_states(model, batch)[learned]).float().log_softmax(-1)
+    log_p = model.lm_head(hidden_states(model, batch, learned)).float().log_softmax(-1)
     drawn = -log_p.gather(-1, batch.target[learned][:, None])[:, 0]
     chances = batch.chances[learned]
     expected = -(chances * log_p.gather(-1, batch.others[learned])).sum(-1)
@@ -712,9 +734,9 @@ def chances(model: Any, items: Sequence[Item], at_once: int = 64) -> tuple[np.nd
             len(before) + torch.arange(shape[1]).expand(shape),
             *(torch.zeros(shape),) * 5,
         )
-        hidden = hidden_states(model, batch)
-        last = hidden[torch.arange(len(part)), torch.tensor([len(row) - 1 for row in rows])]
-        probabilities = model.lm_head(last).float().softmax(-1).numpy()
+        last = torch.zeros(shape, dtype=torch.bool)
+        last[torch.arange(len(part)), torch.tensor([len(row) - 1 for row in rows])] = True
+        probabilities = model.lm_head(hidden_states(model, batch, last)).float().softmax(-1).numpy()
         for row, k in enumerate(part):
             words = [encode(o.text)[0] for o in items[k].options]
             of = probabilities[row, words]

@@ -116,6 +116,24 @@ def test_questions_of_a_row_do_not_see_each_other() -> None:
                     )
 
 
+def test_what_nobody_wants_of_a_block_is_not_computed() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 4))
+    x, wanted = torch.randn(3, 5, 4), torch.rand(3, 5) < 0.4
+    sizes: list[int] = []
+    watching = module[1].register_forward_hook(lambda _, args, out: sizes.append(len(out)))
+    whole = module(x)[wanted]
+    of_all = torch.autograd.grad(whole.square().sum(), list(module.parameters()))
+    with recipe.only(module, wanted):
+        found = module(x)
+    watching.remove()
+    assert sizes == [3, int(wanted.sum())]
+    assert torch.allclose(found[wanted], whole) and not found[~wanted].any()
+    of_some = torch.autograd.grad(found.square().sum(), list(module.parameters()))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(of_some, of_all, strict=True))
+    assert module(x).shape == x.shape, "a hook was left"
+
+
 def test_rows_are_full_and_of_scenes_that_are_not_held_out() -> None:
     batch = recipe.batch_of(recipe.Plan(seed=1, rows=24), 3)
     assert (batch.segment < 0).float().mean() < 0.1
