@@ -636,7 +636,7 @@ def train(
     minutes: float = 180.0,
     narrow: bool | None = None,
     every: float = 180.0,
-    looks: float = 300.0,
+    looks: float = 1200.0,
     say: Callable[[str], None] = lambda text: print(text, flush=True),
 ) -> Run:
     """Train until the plan's steps are done or the time is up; checkpoints and looks every so many seconds."""

@@ -9,7 +9,6 @@ it is put on the model, is the learner's business: here the model is scored as i
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import math
 import random
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from trimtab import packing, scoring
+from trimtab import memory, packing, scoring
 from trimtab.errors import TaskError
 from trimtab.learners.fairness.prices import Prices
 from trimtab.learners.fairness.terms import Batch, Known, listed
@@ -49,8 +48,6 @@ VALIDATION_AT_MOST = 240
 """Validation items looked at, half of them ambiguous."""
 STEP_AT_ONCE = 8192
 """Tokens of one pass of a step, at most; `accumulate` is for less."""
-_TRIM, _MMAP = -1, -3
-"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ class Fairness:
             longest = max(len(r) for r in scoring.flatten(self.model.encode(spread)).rows)
             stack.enter_context(self.model.short_rows(longest))
             if self.model.device.type == "cpu":
-                stack.enter_context(_memory_kept())
+                stack.enter_context(memory.kept())
             self.guards = self._with_base(self._chosen_guards())
             self.windows = self._cut_windows() if self.texts else []
             if exact:
@@ -399,25 +396,3 @@ def _neighbours(members: list[Item], most: int, rng: random.Random) -> list[Item
         return members
     start = most * rng.randrange(math.ceil(len(members) / most))
     return members[start : start + most]
-
-
-@contextmanager
-def _memory_kept() -> Iterator[None]:
-    """Within it glibc keeps freed memory for the next step, instead of returning it to the system and asking anew.
-
-    A step frees some 700 MB at its end and takes it again, zeroed, page by page: 16,000 to 60,000 page faults, about a
-    twentieth of its time. Other C libraries are left alone. Behind it the thresholds are where glibc's own rule ends
-    up after large blocks were freed, since that rule stops once anybody sets them.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # no glibc
-        yield
-        return
-    mallopt(_TRIM, 2**31 - 1)
-    mallopt(_MMAP, 2**30)
-    try:
-        yield
-    finally:
-        mallopt(_TRIM, 2**26)
-        mallopt(_MMAP, 2**25)
