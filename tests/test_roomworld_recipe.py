@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trimtab.roomworld import any_scene, draw, language
 from trimtab.roomworld.language import caption, exchanges, passages, prompt
@@ -146,12 +148,15 @@ def test_rows_are_full_and_of_scenes_that_are_not_held_out() -> None:
     assert not any(recipe.training_scene(rng).held_out for _ in range(300))
     kinds = {recipe.KINDS[k] for k in batch.kind[batch.target != -100].tolist()}
     assert {"caption", "text", "who", "which", "colour"} <= kinds
-    late = recipe.batch_of(recipe.Plan(seed=1, rows=24), 14999)
+    late = recipe.batch_of(recipe.Plan(seed=1, rows=24), 5000)
     decided = [
         sum(recipe.KINDS[k] in recipe.language.DECISIONS for k in b.kind[b.chances.sum(-1) > 0].tolist())
         for b in (batch, late)
     ]
     assert decided[1] > 1.5 * decided[0], "to decide comes after to see"
+    last = recipe.batch_of(recipe.Plan(seed=1, rows=24), 7000)
+    hair = [int((b.kind == recipe.KINDS.index("hair")).sum()) for b in (late, last)]
+    assert hair[1] > 10 * hair[0] > 0, "details come last"
 
 
 def test_a_run_that_goes_on_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
@@ -208,6 +213,21 @@ def test_the_rate_falls_with_steps_or_with_time() -> None:
     assert recipe.rate_at(plan, 400, 0.0, 3600) == pytest.approx(plan.learning_rate, rel=0.05)
     for ends in ((plan.steps, 0.0), (1000, 3600.0)):
         assert recipe.rate_at(plan, *ends, 3600) == pytest.approx(0.02 * plan.learning_rate)
+    for step, times in ((6999, 0.02), (7000, 1.0), (7999, 0.02), (8000, 0.4), (8999, 0.02), (9000, 0.3)):
+        assert recipe.rate_at(plan, step, 0.0, 1e9) == pytest.approx(times * plan.learning_rate, rel=1e-3)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 300))
+def test_stages_come_in_turn_and_fill_the_run(parts: list[int], steps: int) -> None:
+    stages = tuple(recipe.Stage(n, rate=1 / (k + 1)) for k, n in enumerate(parts))
+    plan = recipe.Plan(seed=0, steps=steps, stages=stages)
+    found = [plan.stage_at(step / steps) for step in range(steps + 1)]
+    places = [stages.index(stage) for stage, _ in found]
+    assert places == sorted(places) and places[-1] == len(stages) - 1
+    assert found[0] == (stages[0], 0.0) and found[-1][1] == pytest.approx(1.0)
+    assert all(0 <= within <= 1 for _, within in found)
+    for k, n in enumerate(parts):
+        assert abs(places[:-1].count(k) - steps * n / sum(parts)) < 1 + 1e-6
 
 
 def test_what_is_exported_loads_and_answers(exported: Path) -> None:
@@ -287,7 +307,15 @@ def test_the_whole_recipe_by_its_commands(tmp_path: Path, capsys: pytest.Capture
 def test_a_short_run_learns(tmp_path: Path) -> None:
     """A small model in a world of two questions: before it guesses, after some seconds it sees."""
     plan = replace(
-        SMALL, steps=150, rows=16, width=160, hidden=64, learning_rate=3e-3, warm_up=10, kinds=("room", "count")
+        SMALL,
+        steps=150,
+        stages=(recipe.Stage(1),),
+        rows=16,
+        width=160,
+        hidden=64,
+        learning_rate=3e-3,
+        warm_up=10,
+        kinds=("room", "count"),
     )
     items = [i for i in load_task("roomworld", seed=None).items if i.concept in plan.kinds][:120]
 
