@@ -159,6 +159,20 @@ def test_rows_are_full_and_of_scenes_that_are_not_held_out() -> None:
     assert hair[1] > 10 * hair[0] > 0, "details come last"
 
 
+def test_a_stages_scenes_are_what_it_is_for() -> None:
+    """A second person with a cue leaves the first one certain; of a duo either may be meant, and never the third."""
+    rng = random.Random(3)
+    for _ in range(60):
+        settled, _ = recipe.language._asked_about(recipe.training_scene(rng, near=1.0))
+        assert settled
+        duo = recipe.training_scene(rng, duos=1.0)
+        _, open_ = recipe.language._asked_about(duo)
+        meant = [sum(p > 0 for p in chances) for _, chances in open_]
+        assert len(duo.people) == 3 and 2 in meant
+        hatted = recipe.training_scene(rng, hats=1.0)
+        assert not hatted.held_out and {p.worn for p in hatted.people} <= set(recipe.HATS)
+
+
 def test_a_run_that_goes_on_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
     def weights(run: Any) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in run.model.parameters()])
