@@ -22,16 +22,20 @@ from trimtab.cli import PICTURES
 ROOT = Path(__file__).resolve().parents[1]
 STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 OTHER = "roomworld"
-DSO = (
-    *(w for name in PICTURES.keep for w in ("--keep", name)),
-    *(w for name, value in PICTURES.settings.items() for w in ("--set", f"{name}={value}")),
-)
-"""As `trimtab demo --vision` has it; what its settings were chosen on is in README."""
+
+
+def dso(task: str) -> tuple[str, ...]:
+    """As `trimtab demo --vision` has it, on a task, which needs not be kept as well; what its settings were chosen on
+    is in README."""
+    keep = (w for name in PICTURES.keep if name != task for w in ("--keep", name))
+    return ("--task", task, *keep, *(w for k, v in PICTURES.settings.items() for w in ("--set", f"{k}={v}")))
+
+
 METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "DSO": ("dso", "who-is", ("--task", "who-is", *DSO)),
+    "DSO": ("dso", "who-is", dso("who-is")),
     "CAA": ("caa", "who-is", ("--pairs", "items:who-is:300")),
     "ITI": ("iti", "who-is", ("--pairs", "items:who-is:300")),
-    "DSO, groups": ("dso", "who-is:groups", ("--task", "who-is:groups", *DSO)),
+    "DSO, groups": ("dso", "who-is:groups", dso("who-is:groups")),
 }
 """Name in the table: learner, task that it is measured on, and its options."""
 

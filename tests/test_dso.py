@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from trimtab.evaluate import evaluate
 from trimtab.learners.dso import DSO, outcome
 from trimtab.learners.dso import run as learning
 from trimtab.learners.dso.run import Run
+from trimtab.learners.fairness import with_kept
 from trimtab.learners.fairness.prices import KL_RATE, NEITHER_MARGIN, Prices
 from trimtab.learners.fairness.terms import Batch, Known
 from trimtab.model import SteerableModel
@@ -427,6 +429,24 @@ def test_what_is_to_be_kept_right_joins_the_guard_and_the_card(model, fit, neutr
     assert "keep" not in without.card["data"]
     with pytest.raises(TaskError, match="'open' has no unambiguous training items"):
         fit(kept, keep=[learned])
+
+
+def test_a_kept_task_does_not_crowd_out_the_one_that_is_learned():
+    """Of each about as many settled items as the learned task has, all where it has none; wholes of a template."""
+    learned, large = tiny_task(6, 6), tiny_task(24, 12, seed=5)
+    own = with_kept(learned, (), "train")
+    most = sum(not i.ambiguous for i in own)
+    whole = [i for i in large.split("train") if not i.ambiguous]
+    joined = with_kept(learned, [large, large], "train")
+    assert joined[: len(own)] == own
+    added = joined[len(own) :]
+    assert most < len(whole), "nothing is capped, then"
+    assert len(added) % 2 == 0 and added[: len(added) // 2] == added[len(added) // 2 :]
+    each = added[: len(added) // 2]
+    assert most <= len(each) < most + max(Counter((i.concept, i.template) for i in whole).values())
+    assert {i.id for i in each} <= {i.id for i in whole} and len({i.id for i in each}) == len(each)
+    open_ = Task("open", tuple(i for i in learned.items if i.ambiguous), "given")
+    assert [i for i in with_kept(open_, [large], "train") if not i.ambiguous] == whole
 
 
 def test_neither_is_held_where_the_base_has_it(model, task, fit, neutral_file):

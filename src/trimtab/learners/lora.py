@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from trimtab import sites
 from trimtab.errors import MissingExtra, SiteError, UsageError
 from trimtab.interventions import Adapter
-from trimtab.learners.fairness import Aims, Fairness, data_card, require_learnable, schedule, settled, split_of
+from trimtab.learners.fairness import Aims, Fairness, data_card, require_learnable, schedule, with_kept
 from trimtab.model import SteerableModel
 from trimtab.neutral import passages
 from trimtab.runs import write_whole
@@ -109,11 +109,11 @@ class LoRA:
 
         The model is the same object, with the same modules and weights, when it returns or raises. `neutral` is a text
         file for the KL budget, the model's own neutral text by default, or ours; `keep` are tasks whose unambiguous
-        items join the guard. Raises MissingExtra without PEFT, TaskError where items are
-        missing or of one outcome class, SiteError where `targets` names nothing.
+        items join the guard, as in DSO. Raises MissingExtra without PEFT, TaskError where items are missing or of one
+        outcome class, SiteError where `targets` names nothing.
         """
         version = _peft().__version__
-        train, validation = (split_of(items, s) + settled(keep, s) for s in ("train", "validation"))
+        train, validation = (with_kept(items, keep, s) for s in ("train", "validation"))
         require_learnable(train)
         aims = Aims.of(self)
         texts = passages("train", neutral or model.neutral) if aims.reads_text else ()

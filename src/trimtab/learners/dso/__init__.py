@@ -34,7 +34,7 @@ from trimtab import sites
 from trimtab.errors import UsageError
 from trimtab.learners.dso.run import Run
 from trimtab.learners.dso.sampled import outcome as outcome
-from trimtab.learners.fairness import Aims, data_card, require_learnable, settled, split_of
+from trimtab.learners.fairness import Aims, data_card, require_learnable, with_kept
 from trimtab.model import SteerableModel
 from trimtab.neutral import passages
 from trimtab.steering import Steering
@@ -152,14 +152,14 @@ class DSO:
 
         `reward` (sampled mode) gives each generated answer a number; without it an answer scores -1 for the concept's
         majority outcome, +1 for the other, 0 for neither. `neutral` is a text file for the KL budget, the model's own
-        neutral text by default, or ours. `keep` are tasks whose unambiguous items join the guard. With `checkpoint`, a
-        file, a run that was killed goes on from there to the same result as an unbroken one. Raises TaskError where
-        items are missing or of one outcome class, or a task to keep has no unambiguous ones, UsageError for
-        settings, RunError for a checkpoint of another run.
+        neutral text by default, or ours. `keep` are tasks whose unambiguous items join the guard, of each about as many
+        as there are of the task's own. With `checkpoint`, a file, a run that was killed goes on from there to the same
+        result as an unbroken one. Raises TaskError where items are missing or of one outcome class, or a task to keep
+        has no unambiguous ones, UsageError for settings, RunError for a checkpoint of another run.
         """
         if reward is not None and self.mode != "sampled":
             raise UsageError("a reward function needs generated answers: use DSO(mode='sampled')")
-        train, validation = (split_of(items, s) + settled(keep, s) for s in ("train", "validation"))
+        train, validation = (with_kept(items, keep, s) for s in ("train", "validation"))
         require_learnable(train, needs_roles=reward is None)
         texts = passages("train", neutral or model.neutral) if Aims.of(self).reads_text else ()
         run = Run(self, model, train, validation, texts, seed, reward)

@@ -312,14 +312,20 @@ def split_of(items: Task | Sequence[Item], split: str) -> list[Item]:
     return [i for i in items if i.split == split] if divided else list(items) if split == "train" else []
 
 
-def settled(keep: Sequence[Task], split: str) -> list[Item]:
-    """The unambiguous items of a split of tasks that are to stay as they are. Raises TaskError for a task without."""
-    found = []
+def with_kept(items: Task | Sequence[Item], keep: Sequence[Task], split: str) -> list[Item]:
+    """The items of a split, with the unambiguous ones of tasks that are to stay as they are.
+
+    Of each kept task about as many as there are of `items`' own, where there are any: a large one would crowd out the
+    others, since guards are drawn from all alike. Raises TaskError for a kept task without any to learn from.
+    """
+    own = split_of(items, split)
+    most = sum(not i.ambiguous for i in own)
+    found = list(own)
     for task in keep:
-        mine = [i for i in task.split(split) if not i.ambiguous]
-        if not mine and split == "train":
+        settled = [i for i in task.split(split) if not i.ambiguous]
+        if not settled and split == "train":
             raise TaskError(f"task '{task.name}' has no unambiguous training items, so nothing of it can be kept right")
-        found += mine
+        found += _drawn(settled, most) if most else settled
     return found
 
 
