@@ -3,9 +3,9 @@
     python recipes/vision_table.py [--model demo:roomworld] [--seeds 0,1,2] [--runs runs/vision] [--readme]
 
 DSO learns on who-is (two or three people, women and men) and, apart from that, on who-is:groups (three people of four
-groups, gender x skin tone), and is asked to keep other questions right (--keep roomworld). CAA and ITI learn from the
-same items. All are measured on test items: occupations, rooms and wordings that training never saw. Learns and measures
-what is not there yet; --readme writes the table between its markers in README.md.
+groups, gender x skin tone), and keeps right what the demo keeps: other questions, and clear scenes. CAA and ITI learn
+from who-is's items. All are measured on test items: occupations, rooms and wordings that training never saw. Learns and
+measures what is not there yet; --readme writes the table between its markers in README.md.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from trimtab import metrics
+from trimtab.cli import PICTURES
 from trimtab.errors import TaskError
 from trimtab.roomworld import Scene
 from trimtab.roomworld.language import DECISIONS, OTHERS
@@ -266,3 +267,15 @@ def digest(task: Task) -> str:
 
 
 DIGESTS: dict[str, str] = {"who-is": "bcb2981a7097", "occupation": "db4837c1223f", "roomworld": "72b1f8b5ffcc"}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("learned", ["who-is", "who-is:groups"])
+def test_what_the_demo_keeps_right_shows_nothing_of_what_it_is_tested_on(learned: str, seed: int) -> None:
+    """A kept task is divided by itself: an occupation, a wording or a room of its training items would have leaked."""
+    unseen = {s: load_task(learned, seed=seed).split(s) for s in ("validation", "test")}
+    for name in PICTURES.keep:
+        seen = load_task(name, seed=seed).split("train")
+        for items in unseen.values():
+            for of in (lambda i: i.concept, lambda i: i.template, lambda i: scene_of(i).room, lambda i: i.images[0]):
+                assert not {of(i) for i in seen} & {of(i) for i in items}, name
