@@ -16,7 +16,7 @@ from jaxtyping import install_import_hook
 # compiled graph would have the checks in it.
 SHAPES_ENFORCED = (
     "capture", "learners.dso.sampled", "learners.erase", "learners.transport", "model", "packing",
-    "scoring", "search.recall",
+    "scoring", "search.recall", "stems",
 )  # fmt: skip
 install_import_hook([f"trimtab.{room}" for room in SHAPES_ENFORCED], "beartype.beartype")
 

@@ -260,8 +260,8 @@ def test_a_long_step_is_split_unasked(model, task, monkeypatch):
         with torch.no_grad():
             run.theta.copy_(torch.randn(run.theta.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
         with run.prepared():
-            seen = run._seen
-            monkeypatch.setattr(run, "_seen", lambda known, windows: passes.append(len(known)) or seen(known, windows))
+            seen = run.aim.seen
+            monkeypatch.setattr(run.aim, "seen", lambda known, windows: passes.append(1) or seen(known, windows))
             run.step(0)
         assert run.theta.grad is not None
         return run.theta.grad
@@ -486,7 +486,8 @@ def test_what_a_step_makes_of_neutral_text_is_the_formula(model, task):
     with torch.no_grad():
         run.theta.copy_(torch.randn(run.theta.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
     with run.prepared(), torch.no_grad():
-        _, _, kl, loss = run._seen([], run.aim.windows[:2])
+        with run.attached():
+            _, _, kl, loss = run.aim.seen([], run.aim.windows[:2])
         for (ids, _), k, lost in zip(run.aim.windows[:2], kl, loss, strict=True):
             row = torch.tensor([ids])
             base = model.hf(input_ids=row).logits[0].log_softmax(-1)

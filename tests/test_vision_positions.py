@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 
 import pytest
@@ -36,7 +37,8 @@ def seeing(request):
 
 def at(seeing, ids: torch.Tensor, positions: str) -> torch.Tensor:
     images = ids >= FIRST
-    return {"all": torch.ones_like(images), "image": images, "text": ~images}[positions].float()
+    behind = (images.cumsum(1) > 0) & ~images
+    return {"all": torch.ones_like(images), "image": images, "text": ~images, "behind": behind}[positions].float()
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -59,8 +61,9 @@ def test_it_is_a_strength_of_zero_elsewhere(seeing, positions, kind):
             found = logits(seeing, ids)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
     base = logits(seeing, ids)
-    with attach(seeing.hf, steering.at("image"), 1.0):
-        assert torch.equal(logits(seeing, ids)[1], base[1]), "a row of words alone has no image positions"
+    for of_images in ("image", "behind"):
+        with attach(seeing.hf, steering.at(of_images), 1.0):
+            assert torch.equal(logits(seeing, ids)[1], base[1]), "in a row of words alone there is no image"
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -76,19 +79,19 @@ def test_passes_of_words_and_of_images_take_turns_under_one_dial(seeing, positio
         apart.append(logits(seeing, ids))
         between = logits(seeing, words)
     assert torch.equal(*apart)
-    steered = steering.at("text") if positions != "image" else None
+    steered = steering.at("text") if positions in ("all", "text") else None
     with nullcontext() if steered is None else attach(seeing.hf, steered, 0.7):
         assert torch.equal(between, logits(seeing, words))
 
 
-@pytest.mark.parametrize("positions", ["text", "image"])
+@pytest.mark.parametrize("positions", POSITIONS[1:])
 def test_cached_decoding_keeps_to_its_positions(seeing, positions):
     steering, ids = random_steering(seeing, "*norm*", scale=0.2, seed=2).at(positions), random_ids(seeing, 3, 12)
     with attach(seeing.hf, steering, [1.0, 0.5, 0.8]):
         torch.testing.assert_close(_in_pieces(seeing, ids, (7, 1, 1, 1, 2)), logits(seeing, ids), atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("positions", ["text", "image"])
+@pytest.mark.parametrize("positions", POSITIONS[1:])
 def test_scores_are_those_of_the_whole_model(seeing, positions):
     """Packed and in rows, against the whole model with pixels under the same steering, item by item."""
     steering = random_steering(seeing, "*norm*", scale=0.2, seed=3).at(positions)
@@ -111,14 +114,16 @@ def test_scores_are_those_of_the_whole_model(seeing, positions):
 
 def test_words_and_images_make_the_whole_at_one_site_before_attention(seeing):
     """Each does something, and not the same."""
-    steering, ids = random_steering(seeing, "layers.0.norm.attn_in", scale=0.5, seed=4), random_ids(seeing, 1, 32)
+    steering, both = random_steering(seeing, "layers.0.norm.attn_in", scale=0.5, seed=4), random_ids(seeing, 2, 32)
+    ids = torch.cat([both[1:, :3], both[:1]], 1)  # words before the image
     found = {}
     for positions in POSITIONS:
         with attach(seeing.hf, steering.at(positions), 1.0):
             found[positions] = logits(seeing, ids)
     base = logits(seeing, ids)
     assert all((f - base).abs().max() > 1e-3 for f in found.values())
-    assert (found["text"] - found["image"]).abs().max() > 1e-3
+    apart = itertools.combinations([found[p] for p in ("text", "image", "behind")], 2)
+    assert all((a - b).abs().max() > 1e-3 for a, b in apart)
 
 
 def test_a_model_of_words_alone_is_steered_at_all_of_them(llama):
@@ -127,8 +132,9 @@ def test_a_model_of_words_alone_is_steered_at_all_of_them(llama):
         expected = logits(llama, ids)
     with attach(llama.hf, steering.at("text"), 1.0):
         assert torch.equal(logits(llama, ids), expected)
-    with pytest.raises(UsageError, match="shown no images"):
-        attach(llama.hf, steering.at("image"), 1.0)
+    for positions in ("image", "behind"):
+        with pytest.raises(UsageError, match=f"shown no images, so there are no {positions} positions"):
+            attach(llama.hf, steering.at(positions), 1.0)
 
 
 def test_the_card_says_where_and_is_checked(llama, tmp_path):
@@ -136,7 +142,7 @@ def test_the_card_says_where_and_is_checked(llama, tmp_path):
     read = artifact.read(artifact.save(steering, tmp_path / "s"))
     assert read.positions == "text"
     assert steering.random(1).positions == "text"
-    with pytest.raises(UsageError, match="'everywhere' is not one of all, text, image"):
+    with pytest.raises(UsageError, match="'everywhere' is not one of all, text, image, behind"):
         steering.at("everywhere")  # type: ignore[arg-type]
     odd = Steering(steering.interventions, {**steering.card, "positions": "odd"})
     with pytest.raises(ArtifactError, match="positions 'odd'"):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EXIT_CODES = """\
 exit codes: 0 done, 1 unexpected, 2 a value that cannot be used, 3 not found, 4 model or site, 5 steering refused,
 6 task, 7 run folder or disk, 8 an extra is missing, 130 interrupted (run the same command again to go on)"""
-WHERE = "which tokens are steered: all, those of words, or those at which an image is"
+WHERE = "which tokens are steered: all, those of words, those at which an image is, or those of words behind one"
 STOPS = "0,0.25,0.5,0.75,1"
 OBJECTIVES = ("bias", "accuracy", "bias+capability")
 SAMPLERS = ("tpe", "nsga2", "random")
@@ -132,7 +132,7 @@ PICTURES = Show(
         "steps": 300,
         "kl_tokens": 64,
         "l1": 0.0002,
-        "positions": "text",
+        "positions": "behind",
         "unambiguous_guard": 12.0,
         "unambiguous_per_step": 60,
     },
@@ -213,8 +213,8 @@ def _learn(args: argparse.Namespace) -> None:
             reward = _reward(args.reward) if args.reward else None
             more |= {"reward": reward, "checkpoint": checkpoint}
         model = _load(args)
-        if positions == "image" and not model.sees:
-            raise UsageError(f"--positions image: {model.name} is shown no images; use --positions all")
+        if positions in ("image", "behind") and not model.sees:
+            raise UsageError(f"--positions {positions}: {model.name} is shown no images; use --positions all")
         with terminal.progress_line() as progress:
             steering = settings.fit(model, learned_from, seed=args.seed, **more, progress=progress)
             if positions is not None:

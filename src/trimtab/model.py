@@ -7,7 +7,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, overload
 
@@ -30,7 +30,8 @@ from trimtab.errors import (
 from trimtab.packing import Layout, hidden_at
 from trimtab.reading import named
 from trimtab.scoring import Encoded, Prepared, Readout
-from trimtab.steering import Dial, Steering, Strength, attach
+from trimtab.steering import Dial, Steering, Strength, acting, attach, pass_again
+from trimtab.stems import Stems
 from trimtab.types import IMAGE, Example, Item, Message, Outcome, Per, Picture
 from trimtab.vision import FIRST, SIGHTS, Eyes, processor_of
 from trimtab.weights import Notice, hub_answers, resolve
@@ -43,6 +44,10 @@ TRIES = 256
 """Items of up to so many tokens are scored as tries."""
 PACKED_AT_ONCE = 1024
 """Tokens a pass on a CPU, so that what a block computes stays in its cache: 8192 took a third longer."""
+ADAPTED = ("scaling", "_disable_adapters", "_active_adapter")
+"""Attributes by which a layer of PEFT says how it acts now."""
+STEMMED_AT_ONCE = 256
+"""Items whose rows go on from stems together, at most; progress is told between."""
 POOLED_AT_ONCE = 512
 """Rows whose pooled activations are laid out together, at most: equal rows take no tokens, but room of their own."""
 NEUTRAL = "neutral.txt"
@@ -164,6 +169,10 @@ class SteerableModel:
         self.processor = processor
         """Of a vision-language model; None of one that reads words alone."""
         self.eyes = None if processor is None else Eyes(hf, processor, name)
+        self.stems = Stems(self.body)
+        """What no steering behind an image changes, computed once."""
+        self._stems_of: tuple[Any, ...] = ()
+        self._recomputes = False
         self._encoded: OrderedDict[tuple[str, str | None], Encoded] = OrderedDict()
         # Batched generation reads its next token from the last column.
         tokenizer.padding_side = "left"
@@ -375,6 +384,9 @@ class SteerableModel:
         ]
 
     def _encode_some_seen(self, items: Sequence[Item], instruction: str | None) -> list[Encoded]:
+        new = [i for i in items if len(i.images) == 1 and (i.digest(), instruction) not in self._encoded]
+        if self.eyes is not None:
+            self.eyes.look(i.images[0] for i in new)
         words = [n for n, item in enumerate(items) if not item.images]
         found = dict(zip(words, self.encode([items[n] for n in words], instruction), strict=True))
         for n, item in enumerate(items):
@@ -540,10 +552,20 @@ class SteerableModel:
         at_once = self.tokens_at_once if tokens_per_batch is None else tokens_per_batch
         lengths = [len(e.prompt) + max(map(len, e.options)) for e in encoded]
         tries = [] if self._steers_rows() else [n for n, length in enumerate(lengths) if length <= TRIES]
+        found: dict[int, scoring.Scores] = {}
+        stemmed = [n for n, cut in enumerate(self.cuts([e.prompt for e in encoded])) if cut]
+        for start in range(0, len(stemmed), STEMMED_AT_ONCE):
+            some = stemmed[start : start + STEMMED_AT_ONCE]
+            flat = scoring.flatten([encoded[n] for n in some])
+            with self.short_rows(max(map(len, flat.rows))):
+                hidden = self.last_hidden(flat.rows, flat.wanted, tokens_at_once=min(at_once, self.packed_at_once))
+            found.update(zip(some, scoring.score_flat(self.readout, flat, hidden), strict=True))
+            if on_batch is not None:
+                on_batch(len(some))
+        tries = [n for n in tries if n not in found]
         longest = max((lengths[n] for n in tries), default=0)
         if not self.packs(longest):
             tries = []
-        found: dict[int, scoring.Scores] = {}
         if tries:
             with self.short_rows(longest):
                 scores = scoring.score_packed(
@@ -563,6 +585,77 @@ class SteerableModel:
             )
             found.update(zip(left, scores, strict=True))
         return [_outcome(item, e, found[n], per) for n, (item, e) in enumerate(zip(items, encoded, strict=True))]
+
+    def last_hidden(
+        self,
+        rows: Sequence[tuple[int, ...]],
+        wanted: Sequence[tuple[int, int]],
+        *,
+        tokens_at_once: int,
+        untouched: bool = False,
+    ) -> Float[Tensor, "wanted dim"]:
+        """Last hidden states at some (row, token) pairs, differentiable: rows as tries, or from their stems on.
+
+        `untouched` says that nothing but steerings behind images ever changes this model (no adapter in its weights),
+        so that a pass without any may use and leave stems as well.
+        """
+        cuts = self.cuts(rows, untouched)
+        for r, t in wanted:
+            cuts[r] = 0 if t < cuts[r] else cuts[r]
+        behind = [n for n, (r, _) in enumerate(wanted) if cuts[r]]
+        others = [n for n, (r, _) in enumerate(wanted) if not cuts[r]]
+        parts = []
+        if behind:
+            parts.append(
+                self.stems.hidden_at(
+                    rows, cuts, [wanted[n] for n in behind], device=self.device, tokens_at_once=tokens_at_once
+                )
+            )
+        if others:
+            numbers = {r: n for n, r in enumerate(r for r, cut in enumerate(cuts) if not cut)}
+            parts.append(
+                hidden_at(
+                    [rows[r] for r in numbers],
+                    [(numbers[wanted[n][0]], wanted[n][1]) for n in others],
+                    lambda layout, some: layout.run(self.body),
+                    pack=self.packs(max(len(rows[r]) for r in numbers)),
+                    device=self.device,
+                    tokens_at_once=tokens_at_once,
+                )
+            )
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.tensor([*behind, *others], device=self.device).argsort()
+        return torch.cat(parts)[order]
+
+    def cuts(self, rows: Sequence[tuple[int, ...]], untouched: bool = False) -> list[int]:
+        """Of each row the tokens of its stem, up to the end of its first image; 0 where a steering does not spare that.
+
+        Without a steering that acts there is none unless `untouched` says so (see `last_hidden`): a dial at 0 leaves
+        the very numbers of a model without one.
+        """
+        able = self.eyes is not None and self.eyes.sight.stems and not self._recomputes
+        dials = acting(self.hf.modules()) if able else []
+        if not able or not (dials or untouched):
+            return [0] * len(rows)
+        if not all(d.positions == "behind" and not d.strength.ndim for d in dials):
+            return [0] * len(rows)
+        now = self._as_it_is()
+        if now != self._stems_of:
+            self.stems.forget()
+            self._stems_of = now
+        return [first_behind(row) for row in rows]
+
+    def _as_it_is(self) -> tuple[Any, ...]:
+        """What activations depend on besides tokens and dials: weights, and what others have hung on modules."""
+        found: list[Any] = [self.device, self.dtype, *(p._version for p in self.hf.parameters())]
+        for module in self.hf.modules():
+            held = module.__dict__
+            hooks = (*held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values())
+            found += [h for h in hooks if not type(getattr(h, "__self__", None)).__module__.startswith("trimtab.")]
+            # A replaced forward pass, and an adapter of PEFT that is switched or scaled.
+            found += [str(held[k]) if k in ADAPTED else held[k] for k in ("forward", *ADAPTED) if k in held]
+        return tuple(found)
 
     def _unsteered_blocks(self) -> Sequence[nn.Module]:
         """The first blocks, in which no steering acts; none where there is no steering, or where it cannot be told."""
@@ -755,14 +848,25 @@ class SteerableModel:
         The model stays in eval mode; transformers' own switch works in training mode only, which turns dropout on.
         """
 
-        def twice(forward: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        def twice(block: nn.Module) -> Callable[..., Any]:
+            forward, modules = block.forward, list(block.modules())
+
+            def run(*args: Any, **kwargs: Any) -> Any:
+                again = pass_again(modules)
+                contexts = lambda: (nullcontext(), again)  # noqa: E731
+                return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+            return run
 
         body = sites.backbone(self.hf)
-        with ExitStack() as stack:
-            for block in getattr(body, sites.FAMILIES[self.family].layers):
-                stack.enter_context(capture.forward_as(block, twice(block.forward)))
-            yield
+        before, self._recomputes = self._recomputes, True  # a cache would be added to twice
+        try:
+            with ExitStack() as stack:
+                for block in getattr(body, sites.FAMILIES[self.family].layers):
+                    stack.enter_context(capture.forward_as(block, twice(block)))
+                yield
+        finally:
+            self._recomputes = before
 
     def _require_a_strength_each(self, number: int, what: str) -> None:
         for dial in self._dials:
@@ -851,6 +955,16 @@ class SteerableModel:
         config: Any = self.hf.generation_config
         stops = set(_as_list(config.eos_token_id)) | {self.tokenizer.eos_token_id}
         return [_until(row, stops, keep_stop) for row in out.tolist()]
+
+
+def first_behind(row: Sequence[int]) -> int:
+    """The number of the first token behind a row's first image; 0 where there is none."""
+    shown = False
+    for n, token in enumerate(row):
+        if shown and token < FIRST:
+            return n
+        shown = shown or token >= FIRST
+    return 0
 
 
 def _outcome(item: Item, encoded: Encoded, scores: scoring.Scores, per: Per) -> Outcome:

@@ -185,7 +185,8 @@ def packed(rows: Sequence[Row], device: torch.device) -> Layout:
     attention = ATTENTION if learning else FORWARD_ATTENTION
     # Rows that share much need room for what they do not share.
     widest = max(WIDEST if learning else FORWARD_WIDEST, 2 * longest)
-    found = (_bins(rows, width) for width in range(longest, widest + 1, max(4, (widest - longest) // WIDTHS)))
+    paths = _paths(rows)
+    found = (_bins(rows, paths, width) for width in range(longest, widest + 1, max(4, (widest - longest) // WIDTHS)))
     width, bins = min(found, key=lambda pair: len(pair[1]) * pair[0] * (attention + pair[0]))
     ids = np.zeros((len(bins), width), dtype=np.int64)
     positions = np.zeros((len(bins), width), dtype=np.int64)
@@ -208,19 +209,31 @@ def packed(rows: Sequence[Row], device: torch.device) -> Layout:
     return Layout(as_tensor[0], tuple(places[r] for r in range(len(rows))), as_tensor[1], as_tensor[2])
 
 
-def _bins(rows: Sequence[Row], width: int) -> tuple[int, list[list[int]]]:
+def _paths(rows: Sequence[Row]) -> list[list[int]]:
+    """Of each row the number of each of its beginnings, the same for rows that begin so: entry n is of n + 1 tokens."""
+    child: dict[tuple[int, int], int] = {}
+    found = []
+    for row in rows:
+        path: list[int] = []
+        for token in row:
+            path.append(child.setdefault((path[-1] if path else -1, token), len(child)))
+        found.append(path)
+    return found
+
+
+def _bins(rows: Sequence[Row], paths: Sequence[Sequence[int]], width: int) -> tuple[int, list[list[int]]]:
     """The width of the widest bin, and the rows of each, none of whose tries is wider than `width`.
 
     The longest row first, each into the bin in which it finds the most of itself; among equals, into the fullest.
     """
     bins: list[list[int]] = []
     room: list[int] = []
-    holders: dict[Row, list[int]] = {}
+    holders: dict[int, list[int]] = {}
     """Of every beginning of a row, the bins that hold it."""
     for r in sorted(range(len(rows)), key=lambda r: (-len(rows[r]), rows[r])):
-        row = rows[r]
+        row, path = rows[r], paths[r]
         for shared in range(len(row), -1, -1):
-            holding = holders.get(row[:shared], ()) if shared else range(len(bins))
+            holding = holders.get(path[shared - 1], ()) if shared else range(len(bins))
             if open_ := [b for b in holding if room[b] >= len(row) - shared]:
                 chosen = min(open_, key=room.__getitem__)
                 break
@@ -228,8 +241,8 @@ def _bins(rows: Sequence[Row], width: int) -> tuple[int, list[list[int]]]:
             chosen, shared = len(bins), 0
             bins.append([])
             room.append(width)
-        for n in range(shared + 1, len(row) + 1):
-            holders.setdefault(row[:n], []).append(chosen)
+        for beginning in path[shared:]:
+            holders.setdefault(beginning, []).append(chosen)
         room[chosen] -= len(row) - shared
         bins[chosen].append(r)
     return width - min(room), bins

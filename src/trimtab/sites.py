@@ -36,6 +36,8 @@ NORMS = "*norm.*"
 IMAGES = "images_at"
 """Attribute of a backbone that sees images: in the pass that runs, the (rows, tokens) at which it is given one; None in
 a pass over words alone."""
+BEHIND = "behind_at"
+"""Attribute of the same: the (rows, tokens) of words that see an image before them; None where there is no image."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -227,6 +227,8 @@ class _SiteHook:
             _hooks[self.site.module].pop(self.site.side, None)
 
 
+_Moment = tuple[tuple[int, int] | None, int, Tensor | None, bool]
+"""What a dial knows of the pass that runs: rows and tokens, those before, where it steers, and whether nowhere."""
 _hooks: weakref.WeakKeyDictionary[nn.Module, dict[str, _SiteHook]] = weakref.WeakKeyDictionary()
 
 
@@ -297,8 +299,10 @@ class Dial:
                 f"site '{vision[0].name}' is in the vision part, where a steering acts on whole images; "
                 f"positions '{self.positions}' are for sites of the language backbone"
             )
-        if self.positions == "image" and not images:
-            raise UsageError("this model is shown no images, so there are no image positions to steer; use 'all'")
+        if self.positions in ("image", "behind") and not images:
+            raise UsageError(
+                f"this model is shown no images, so there are no {self.positions} positions to steer; use 'all'"
+            )
 
     @property
     def fired(self) -> set[str]:
@@ -424,11 +428,7 @@ class Dial:
             return
         rows, tokens = ids.shape[:2]
         if self.positions != "all":
-            images = getattr(module, sites.IMAGES, None)
-            if images is not None and images.shape == (rows, tokens):
-                self._mask = images if self.positions == "image" else ~images
-            else:
-                self._nowhere = self.positions == "image"
+            self._look_where(module, (rows, tokens))
         if self._w.ndim == 0:
             self._rows_tokens, self._past = None, 0
             return
@@ -441,6 +441,25 @@ class Dial:
             if w.shape[1] < tokens or (w.shape[1] > tokens and not decoding):
                 raise StrengthError(f"{w.shape[1]} strengths a row for {tokens} tokens; give one a token")
         self._rows_tokens, self._past = (rows, tokens), past
+
+    @property
+    def _moment(self) -> _Moment:
+        return self._rows_tokens, self._past, self._mask, self._nowhere
+
+    @_moment.setter
+    def _moment(self, value: _Moment) -> None:
+        self._rows_tokens, self._past, self._mask, self._nowhere = value
+
+    def _look_where(self, module: nn.Module, shape: tuple[int, int]) -> None:
+        """Which tokens of the pass that begins it steers."""
+        at = getattr(module, sites.BEHIND if self.positions == "behind" else sites.IMAGES, None)
+        if at is None or at.shape != shape:
+            self._nowhere = self.positions != "text"
+        elif self.positions == "text":
+            self._mask = ~at
+        # Behind a stem, or while decoding, all are: there is nothing to choose then.
+        elif self.positions == "image" or torch.compiler.is_compiling() or not bool(at.all()):
+            self._mask = at
 
     def _w_on(self, device: torch.device) -> Tensor:
         if device == self._w.device:
@@ -528,6 +547,28 @@ def acting(modules: Iterable[nn.Module]) -> list[Dial]:
         for hook in _hooks.get(module, {}).values():
             found.update({id(voice.dial): voice.dial for voice in hook.voices if voice.dial.acts})
     return list(found.values())
+
+
+def pass_again(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
+    """A context within which the dials on these modules act as in the pass that runs now, whatever ran since.
+
+    Activation checkpointing runs a block once more in the backward pass, when others have passed it; which tokens a
+    dial steers is known when a pass begins.
+    """
+    then = [(dial, dial._moment) for dial in acting(modules)]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        before = [(dial, dial._moment) for dial, _ in then]
+        try:
+            for dial, moment in then:
+                dial._moment = moment
+            yield
+        finally:
+            for dial, moment in before:
+                dial._moment = moment
+
+    return again()
 
 
 def _where(mask: Tensor, steered: Tensor, out: Tensor, site: str) -> Tensor:

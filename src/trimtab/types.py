@@ -19,8 +19,8 @@ Per = Literal["option", "token", "byte"]
 ROLES: tuple[Role, ...] = get_args(Role)
 SPLITS: tuple[Split, ...] = get_args(Split)
 PER: tuple[Per, ...] = get_args(Per)
-Positions = Literal["all", "text", "image"]
-"""Which tokens are steered: all, those of words, or those at which an image is."""
+Positions = Literal["all", "text", "image", "behind"]
+"""Which tokens are steered: all, those of words, those at which an image is, or those of words behind an image."""
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
 Mode = Literal["likelihood", "generated"]
 """Whether options are scored, or an answer is generated and read."""

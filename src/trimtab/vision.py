@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -41,6 +41,10 @@ PREFIX_ENDS = FIRST - 1
 """Stands for the token that ends a PaliGemma prompt, up to which tokens see each other both ways."""
 STORED = 1 << 31
 """Bytes of features that are kept at most; those least recently used are computed again when they are needed."""
+LAID_OUT = 1 << 13
+"""Texts whose tokens are kept: many images are asked the same."""
+TOGETHER, PIXELS_AT_ONCE = 16, 1 << 20
+"""Images, and numbers of their pixels, that go through the tower together, at most."""
 PIXELS_KEPT = 32
 """Images whose pixels are kept as well while a steering acts inside the vision tower."""
 _NO_INPUT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "cross_attention_mask")
@@ -60,6 +64,8 @@ class Sight:
     """Whether rows that hold images may be laid out as tries."""
     shares: bool = True
     """Whether prompts that begin alike may continue from one cache."""
+    stems: bool = True
+    """Whether what stands before and at an image is the same whatever follows, and a cache holds all of it."""
     caps: bool = False
     """Whether its logits are scaled or capped as its language model's own would be."""
     among: bool = False
@@ -81,8 +87,8 @@ SIGHTS: Mapping[str, Sight] = {
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": Sight(around=_QWEN.around, rope=True, deep=True),
     "gemma3": Sight(blocks="image", shares=False),
-    "paligemma": Sight(blocks="prefix", packs=False, shares=False, caps=True, first=1),
-    "mllama": Sight(cross=True, packs=False, shares=False),
+    "paligemma": Sight(blocks="prefix", packs=False, shares=False, stems=False, caps=True, first=1),
+    "mllama": Sight(cross=True, packs=False, shares=False, stems=False),
 }
 """Model type of a vision-language model -> what it needs. One that is not here is refused."""
 
@@ -93,6 +99,8 @@ class _Seen:
 
     picture: Picture
     among: bool
+    size: tuple[int, int]
+    """Width and height in pixels, by which a processor lays out its tokens."""
     start: int
     """Its first virtual id."""
     tokens: int
@@ -175,6 +183,8 @@ class Eyes:
         self._store: OrderedDict[int, _Features] = OrderedDict()
         self._stored = 0
         self._pixels: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._laid_out: OrderedDict[tuple[str, tuple[tuple[int, int], ...]], list[int]] = OrderedDict()
+        """What the processor made of a text with images of some sizes, of which alone the number of tokens depends."""
         self._prompts: Tensor | None = None
         self._newline = 0
         """Of a PaliGemma prompt, the token that PREFIX_ENDS stands for."""
@@ -186,6 +196,7 @@ class Eyes:
         """How often an image went through the vision tower."""
         self._others = sites.vision_modules(hf)
         setattr(self.backbone, sites.IMAGES, None)
+        setattr(self.backbone, sites.BEHIND, None)
         self.embedding.register_forward_pre_hook(self._words_for_images)
         self.embedding.register_forward_hook(self._images_for_words)
         self.backbone.register_forward_pre_hook(self._pass_along, with_kwargs=True)
@@ -252,24 +263,73 @@ class Eyes:
         last token says where the prompt ends. Raises BadItem (a picture that cannot be opened, another number of
         placeholders), ModelError (a processor that does not fit its model).
         """
-        images = [self.opened(p) for p in pictures]
-        whole = self.processor.image_processor
-        self.processor.image_processor = _Remembering(whole)
-        made = []
-        try:
-            for text in texts:
-                inputs = self._processed(text, images)
-                ids = inputs["input_ids"][0].tolist()
-                made.append(ids)
-        finally:
-            self.processor.image_processor = whole
         among = self.sight.among and len(pictures) > 1
-        for picture, image in zip(pictures, images, strict=True):
+        seen = [self._by_key.get((p.digest, among)) for p in pictures]
+        images = [self.opened(p) for p in pictures] if None in seen else []
+        sizes = tuple(i.size for i in images) or tuple(s.size for s in seen if s is not None)
+        inputs: Any = None
+        if new := [t for t in dict.fromkeys(texts) if (t, sizes) not in self._laid_out]:
+            images = images or [self.opened(p) for p in pictures]
+            with self._looking_once():
+                for text in new:
+                    inputs = self._processed(text, images)
+                    self._laid_out[text, sizes] = inputs["input_ids"][0].tolist()
+        made = [self._laid_out[text, sizes] for text in texts]
+        while len(self._laid_out) > LAID_OUT:
+            self._laid_out.popitem(last=False)
+        for picture, image in zip(pictures, images, strict=False):
             if (picture.digest, among) not in self._by_key:
-                one = inputs if len(pictures) == 1 else self._inputs_of(image, among)
-                self._number(picture, among, one)
+                one = inputs if inputs is not None and len(pictures) == 1 else self._inputs_of(image, among)
+                self._number(picture, among, image.size, self._untouched_features(self._tensors(one)))
         shown = [i for p in pictures for i in self._ids(self._by_key[p.digest, among])]
         return [self._replaced(ids, shown) for ids in made]
+
+    @contextmanager
+    def _looking_once(self) -> Iterator[None]:
+        whole = self.processor.image_processor
+        self.processor.image_processor = _Remembering(whole)
+        try:
+            yield
+        finally:
+            self.processor.image_processor = whole
+
+    def look(self, pictures: Iterable[Picture]) -> None:
+        """Encode images that are shown alone and have no ids yet, several in one pass where the tower takes that.
+
+        One by one those of demo:roomworld took twice as long. What cannot be opened is left for `rows` to refuse.
+        """
+        if self.sight.rope or self.sight.cross or self.sight.deep:
+            return
+        new = {p.digest: p for p in pictures if (p.digest, False) not in self._by_key}
+        waiting: list[tuple[Picture, tuple[int, int], Tensor]] = []
+        for picture in new.values():
+            try:
+                image = self.opened(picture)
+                inputs = self._tensors(self._inputs_of(image, False))
+            except BadItem:
+                continue
+            pixels = inputs.get("pixel_values")
+            if set(inputs) != {"pixel_values"} or not isinstance(pixels, Tensor) or pixels.ndim != 4 or len(pixels) > 1:
+                return
+            most = min(TOGETHER, max(1, PIXELS_AT_ONCE // pixels.numel()))
+            if waiting and (len(waiting) >= most or waiting[0][2].shape != pixels.shape):
+                self._look_at(waiting)
+                waiting = []
+            waiting.append((picture, image.size, pixels))
+        if waiting:
+            self._look_at(waiting)
+
+    def _look_at(self, some: Sequence[tuple[Picture, tuple[int, int], Tensor]]) -> None:
+        together = torch.cat([pixels for _, _, pixels in some])
+        with self._untouched():
+            found = self.hf.model.get_image_features(pixel_values=together, return_dict=True).pooler_output
+            if len(found) == len(some) > 1:
+                features = [_Features(_one_image(part).clone()) for part in found]
+                self.encoded += len(some)
+            else:  # it says nothing of where an image ends
+                features = [self._features({"pixel_values": pixels}) for _, _, pixels in some]
+        for (picture, size, _), one in zip(some, features, strict=True):
+            self._number(picture, False, size, one)
 
     def _replaced(self, ids: list[int], shown: list[int]) -> tuple[int, ...]:
         found = sum(i == self.image_token for i in ids)
@@ -302,12 +362,10 @@ class Eyes:
     def _ids(self, seen: _Seen) -> range:
         return range(seen.start, seen.start + seen.tokens)
 
-    def _number(self, picture: Picture, among: bool, inputs: Any) -> None:
+    def _number(self, picture: Picture, among: bool, size: tuple[int, int], features: _Features) -> None:
         start = FIRST if not self._order else self._order[-1].start + self._order[-1].tokens
-        seen = _Seen(picture, among, start, 0)
-        features = self._untouched(self._tensors(inputs))
-        seen.tokens = 1 if self.sight.cross else len(features.embeds)
-        seen.grid = features.grid
+        tokens = 1 if self.sight.cross else len(features.embeds)
+        seen = _Seen(picture, among, size, start, tokens, features.grid)
         self._keep(len(self._order), features)
         self._by_key[picture.digest, among] = seen
         self._order.append(seen)
@@ -326,13 +384,18 @@ class Eyes:
 
         return {k: moved(v) for k, v in kept.items()}
 
-    def _untouched(self, inputs: dict[str, Any]) -> _Features:
-        """Features that no steering has touched; free of a graph, whatever mode the caller is in."""
+    @contextmanager
+    def _untouched(self) -> Iterator[None]:
+        """Within it no steering touches the tower, and there is no graph, whatever mode the caller is in."""
         with ExitStack() as stack:
             for dial in acting(self._others):
                 stack.enter_context(dial.off())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
+            yield
+
+    def _untouched_features(self, inputs: dict[str, Any]) -> _Features:
+        with self._untouched():
             return self._features(inputs)
 
     def _features(self, inputs: dict[str, Any]) -> _Features:
@@ -378,7 +441,7 @@ class Eyes:
 
     def _stored_features(self, number: int) -> _Features:
         if number not in self._store:
-            self._keep(number, self._untouched(self._pixels_of(number, keep=False)))
+            self._keep(number, self._untouched_features(self._pixels_of(number, keep=False)))
         self._store.move_to_end(number)
         return self._store[number]
 
@@ -475,6 +538,7 @@ class Eyes:
             shown = now.virtual if now.virtual is not None else now.ids == self.image_token
             shown = shown if bool(shown.any()) else None
         setattr(module, sites.IMAGES, shown)
+        setattr(module, sites.BEHIND, None if embeds is None else self._behind(embeds.shape[:2], shown, given))
         if now is not None:
             if self.sight.first and given.get("position_ids") is None:
                 given["position_ids"] = _depths(now, given) + self.sight.first
@@ -487,6 +551,41 @@ class Eyes:
             if self.sight.cross:
                 self._look_across(now, given)
         return args, given
+
+    # -- words behind an image
+
+    def _behind(self, shape: torch.Size, shown: Tensor | None, given: dict[str, Any]) -> Tensor | None:
+        """(rows, tokens), True at words that have an image before them in their row, be it in an earlier pass.
+
+        So it depends on nothing that comes after: rows in one pass, in pieces, and in tries agree.
+        """
+        held = caches.given(given)
+        before = getattr(held, "behind", None)
+        if shown is None and before is None:
+            return None
+        if before is not None:
+            before = before.repeat_interleave(shape[0] // before.shape[0])[:, None]
+        if shown is None:
+            return cast(Tensor, before).expand(shape)
+        mask, cached = given.get("attention_mask"), caches.held(given)
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            sees = _allowed(mask, shape, cached, shown.device)[:, 0, :, cached:]
+            found = (sees & shown[:, None, :]).any(-1)
+        else:
+            found = shown.cumsum(1) > 0
+        if before is not None:
+            found = found | before
+        if given.get("use_cache") or held is not None:
+            self._noted_on(given).behind = found[:, -1]
+        return found & ~shown
+
+    def _noted_on(self, given: dict[str, Any]) -> Any:
+        """The cache of a pass, made here where there is none yet, to note on it what later passes must know."""
+        held = caches.given(given)
+        if held is None:
+            held = _counting_cache()(config=self.backbone.config)
+            caches.put(given, self.backbone, held)
+        return held
 
     # -- blocks
 
@@ -578,11 +677,9 @@ class Eyes:
         whole = stated is not None and stated.ndim == 3 and stated.shape[0] == 4
         given["position_ids"] = placed if stated is None or not whole else torch.cat([stated[:1], placed])
         if given.get("use_cache") or held is not None:
-            if held is None:
-                held = _counting_cache()(config=self.backbone.config)
-                caches.put(given, self.backbone, held)
             total = saved.sum(1)
-            held.shift = total if before is None else before.repeat_interleave(rows // before.shape[0]) + total
+            earlier = 0 if before is None else before.repeat_interleave(rows // before.shape[0])
+            self._noted_on(given).shift = total + earlier
 
     def _forget_stale_positions(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """transformers remembers the last prompt's shift on the model itself; another batch must not have it."""
@@ -653,10 +750,7 @@ class Eyes:
         given["cross_attention_mask"] = mask
         given["full_text_row_masked_out_mask"] = full
         if given.get("use_cache") or held is not None:
-            if held is None:
-                held = _counting_cache()(config=self.backbone.config)
-                caches.put(given, self.backbone, held)
-            held.across = mask[:, :, -1:], full[:, :, -1:], has
+            self._noted_on(given).across = mask[:, :, -1:], full[:, :, -1:], has
 
     def _tiles(self, size: int) -> int:
         """Tiles of an image's states, padding included."""
@@ -752,20 +846,27 @@ def _spans(places: Sequence[int], tokens: int) -> list[tuple[int, int]]:
 
 @cache
 def _counting_cache() -> Any:
-    """A cache that knows how far positions ran behind its tokens, and goes on knowing when rows are copied."""
+    """A cache that knows how far positions ran behind its tokens, and which rows have shown an image, and goes on
+    knowing when rows are copied."""
     from transformers import DynamicCache
 
     class CountingCache(DynamicCache):  # type: ignore[misc]
         shift: Tensor | None = None
+        behind: Tensor | None = None
         across: tuple[Tensor, ...] | None = None
 
         def batch_repeat_interleave(self, repeats: int) -> None:
             super().batch_repeat_interleave(repeats)
-            self.shift = None if self.shift is None else self.shift.repeat_interleave(repeats)
+            self._of_rows(lambda noted: noted.repeat_interleave(repeats))
 
         def batch_select_indices(self, indices: Tensor) -> None:
             super().batch_select_indices(indices)
-            self.shift = None if self.shift is None else self.shift[indices]
+            self._of_rows(lambda noted: noted[indices])
+
+        def _of_rows(self, changed: Callable[[Tensor], Tensor]) -> None:
+            for name in caches.NOTES:
+                if getattr(self, name) is not None:
+                    setattr(self, name, changed(getattr(self, name)))
 
     return CountingCache
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from trimtab import scoring, sites
+from trimtab import sites
 from trimtab.errors import UsageError
 from trimtab.interventions import Diagonal
 from trimtab.learners.dso import sampled
@@ -106,10 +106,6 @@ class Run:
         self.aim.prices.follow(figures, self.s.kl_budget)
         return figures
 
-    def _seen(self, known: Sequence[Known], windows: Sequence[Window]) -> tuple[list[Tensor], ...]:
-        with self.attached():
-            return self.aim.seen(known, windows)
-
     def _look(self) -> dict[str, float]:
         if not self.aim.looked_at[0]:
             return {}  # nothing would run, and a dial that did nothing complains
@@ -131,32 +127,33 @@ class Run:
         ambiguous = [i for members in concepts for i in members]
         known = [*(self.aim.known(ambiguous) if ambiguous else []), *guards]
         sizes = [len(members) for members in concepts]
-        tokens = sum(map(len, scoring.flatten([k.encoded for k in known]).rows)) + sum(len(ids) for ids, _ in windows)
-        needed = max(self.s.accumulate, math.ceil(tokens / PART_AT_MOST))
+        needed = max(self.s.accumulate, math.ceil(self.aim.tokens(known, windows) / PART_AT_MOST))
         parts = min(needed, max(len(known), len(windows), 1))
         if parts == 1:
-            total, figures = self.aim.objective(known, sizes, self._seen(known, windows))
-            self._backward([total], None)
+            with self.attached():
+                total, figures = self.aim.objective(known, sizes, self.aim.seen(known, windows))
+                total.backward()
             return figures
         chosen = [slice(n, None, parts) for n in range(parts)]
         lengths = len(known), len(known), len(windows), len(windows)
         leaves: tuple[list[Any], ...] = tuple([None] * n for n in lengths)
-        with torch.no_grad():
+        with torch.no_grad(), self.attached():
             for part in chosen:
-                for held, found in zip(leaves, self._seen(known[part], windows[part]), strict=True):
+                for held, found in zip(leaves, self.aim.seen(known[part], windows[part]), strict=True):
                     held[part] = found
         leaves = tuple([t.detach().requires_grad_() for t in held] for held in leaves)
         total, figures = self.aim.objective(known, sizes, leaves)
         total.backward()
         for part in chosen:
-            again = self._seen(known[part], windows[part])
-            pairs = [
-                (t, x.grad)
-                for held, found in zip(leaves, again, strict=True)
-                for x, t in zip(held[part], found, strict=True)
-            ]
-            wanted = [(t, g) for t, g in pairs if g is not None]
-            self._backward([t for t, _ in wanted], [g for _, g in wanted])
+            with self.attached():
+                again = self.aim.seen(known[part], windows[part])
+                pairs = [
+                    (t, x.grad)
+                    for held, found in zip(leaves, again, strict=True)
+                    for x, t in zip(held[part], found, strict=True)
+                ]
+                wanted = [(t, g) for t, g in pairs if g is not None]
+                torch.autograd.backward([t for t, _ in wanted], [g for _, g in wanted])
         return figures
 
     def _descend_sampled(self, concepts: Sequence[Sequence[Item]], step: int) -> dict[str, float]:
@@ -166,8 +163,9 @@ class Run:
         for n in range(parts):
             mine = concepts[n::parts]
             share = sum(map(len, mine)) / sum(map(len, concepts))
-            loss, reward = self._sampled_loss(mine, step * parts + n)
-            self._backward([share * loss], None)
+            with self.attached():
+                loss, reward = self._sampled_loss(mine, step * parts + n)
+                (share * loss).backward()
             figures["loss"] += share * float(loss.detach())
             figures["reward"] += share * reward
         return figures
@@ -177,30 +175,16 @@ class Run:
         items = [i for members in concepts for i in members]
         encoded = self.model.encode(items)
         draw = random.Random(f"{self.seed}:{key}:answers").getrandbits(63)
-        with self.attached():
-            answers = sampled.answers(
-                self.model, [e.prompt for e in encoded], self.s.samples, self.s.max_new_tokens, draw
-            )
+        answers = sampled.answers(self.model, [e.prompt for e in encoded], self.s.samples, self.s.max_new_tokens, draw)
         texts = [[self.model.text(a) for a in some] for some in answers]
         if self.reward is None:
             rewards = sampled.majority_rewards(concepts, texts)
         else:
             rewards = sampled.checked_rewards(self.reward, items, texts)
         said = [Known(i, Encoded(e.prompt, some)) for i, e, some in zip(items, encoded, answers, strict=True)]
-        with self.attached():
-            scores, _ = self.aim.scores(said)
+        scores, _ = self.aim.scores(said)
         r = torch.tensor(rewards, device=self.model.device)
         return sampled.reinforce(r, torch.stack([x.logp for x in scores])), float(r.mean())
-
-    def _backward(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None) -> None:
-        # Attached again: activation checkpointing computes the blocks, hooks and all, once more. Only the blocks, so
-        # the final norm stays silent, and the dial may not be asked on leaving whether every site fired.
-        dial = self.attached() if self.s.checkpointing else None
-        try:
-            torch.autograd.backward(list(outputs), gradients)
-        finally:
-            if dial is not None:
-                dial.detach()
 
     # -- the loop
 

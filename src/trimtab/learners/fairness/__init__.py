@@ -21,16 +21,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from trimtab import memory, packing, scoring
+from trimtab import memory, scoring
 from trimtab.errors import TaskError
 from trimtab.learners.fairness.prices import Prices
 from trimtab.learners.fairness.terms import Batch, Known, listed
-from trimtab.model import SteerableModel
+from trimtab.model import SteerableModel, first_behind
 from trimtab.scoring import Scores
+from trimtab.stems import COPIED
 from trimtab.types import Item, Task, by_concept
 
+Text = tuple[tuple[int, ...], int]
+"""Tokens, and how many of them stand before what counts."""
 Window = tuple[tuple[int, ...], Tensor]
-"""Tokens of neutral text, and the base's last hidden states at them."""
+"""Tokens of neutral text, and the base's last hidden states at them; at the last of them, where an image is before."""
+SCENES_AT_MOST = 96
+"""Images, at most, behind which neutral text is read."""
 WINDOWS_AT_MOST = 384
 """Windows of neutral text that steps draw from. With one window a passage (68) the KL was learned by heart: 0.02 there
 and 0.06 on text that was not seen."""
@@ -67,6 +72,7 @@ class Aims:
     kl_windows: int = 6
     kl_tokens: int = 28
     text_guard: float = 1.0
+    positions: str = "all"
 
     @classmethod
     def of(cls, settings: Any) -> Aims:
@@ -171,21 +177,40 @@ class Fairness:
         """Windows of neutral text, equally many from each passage, with the base's last hidden states.
 
         Each begins with the tokens that any text begins with: without them Gemma is another model, and a budget held at
-        0.12 nats on bare windows was 0.29 on whole passages (measured).
+        0.12 nats on bare windows was 0.29 on whole passages (measured). A steering that does nothing where no image is
+        seen is held to text behind one: that of a training item, up to its first words.
         """
         rng = random.Random(f"{self.seed}:windows")
         begin = self.model.start
+        scenes = self._scenes() if self.aims.positions in ("image", "behind") else [()]
         passages = [ids[len(begin) :] for ids in self.model.tokens(self.texts)]
         length = max(1, self.aims.kl_tokens - len(begin))
         each = math.ceil(WINDOWS_AT_MOST / max(1, len(passages)))
         cut = []
         for ids in passages:
             starts = range(max(1, len(ids) - length + 1))
-            cut += [begin + ids[n : n + length] for n in rng.sample(starts, min(each, len(starts)))]
+            cut += [ids[n : n + length] for n in rng.sample(starts, min(each, len(starts)))]
         cut = rng.sample(cut, min(WINDOWS_AT_MOST, len(cut)))
+        texts = []
+        for ids in cut:
+            scene = rng.choice(scenes)
+            texts.append((scene + ids, len(scene)) if scene else (begin + ids, 0))
         with torch.no_grad(), self._untouched():
-            _, hidden = self.scores([], cut)
-        return list(zip(cut, hidden.split([len(ids) for ids in cut]), strict=True))
+            _, hidden = self.scores([], texts)
+        parts = hidden.split([len(ids) - skip for ids, skip in texts])
+        return [(ids, h) for (ids, _), h in zip(texts, parts, strict=True)]
+
+    def _scenes(self) -> list[tuple[int, ...]]:
+        """What training items begin with, their first image included, each once."""
+        shown = _drawn([i for i in self.train if i.images], SCENES_AT_MOST)
+        prompts = [e.prompt for e in self.model.encode(shown)]
+        found = dict.fromkeys(p[:cut] for p in prompts if (cut := first_behind(p)))
+        if not found:
+            raise TaskError(
+                f"a steering at positions '{self.aims.positions}' acts where an image is seen, and no training item "
+                "shows one before words; give items with images, or other positions"
+            )
+        return list(found)
 
     def _chosen_validation(self) -> tuple[list[Known], list[int]]:
         """Validation items, those of a concept together and the unambiguous ones last, and how many of each concept."""
@@ -220,26 +245,35 @@ class Fairness:
             return self._with_base(items)
         return [Known(i, e) for i, e in zip(items, self.model.encode(items), strict=True)]
 
-    def scores(self, known: Sequence[Known], texts: Sequence[tuple[int, ...]] = ()) -> tuple[list[Scores], Tensor]:
+    def scores(self, known: Sequence[Known], texts: Sequence[Text] = ()) -> tuple[list[Scores], Tensor]:
         """Scores of items, and the last hidden states (tokens, dim) of texts, which ride along in the same pass."""
         flat = scoring.flatten([k.encoded for k in known])
-        rows = (*flat.rows, *texts)
-        riding = [(len(flat.rows) + n, t) for n, text in enumerate(texts) for t in range(len(text))]
-        hidden = packing.hidden_at(
+        rows = (*flat.rows, *(ids for ids, _ in texts))
+        riding = [(len(flat.rows) + n, t) for n, (ids, skip) in enumerate(texts) for t in range(skip, len(ids))]
+        hidden = self.model.last_hidden(
             rows,
             [*flat.wanted, *riding],
-            lambda layout, some: layout.run(self.model.body),
-            pack=self.model.packs(max(map(len, rows))),
-            device=self.model.device,
             tokens_at_once=STEP_AT_ONCE if torch.is_grad_enabled() else self.model.packed_at_once,
+            untouched=self._behind,
         )
         items = scoring.score_flat(self.readout, flat, hidden[: len(flat.wanted)]) if known else []
         return items, hidden[len(flat.wanted) :]
 
+    @property
+    def _behind(self) -> bool:
+        """Whether nothing that is learned acts before the end of an image."""
+        return self.aims.positions == "behind"
+
+    def tokens(self, known: Sequence[Known], windows: Sequence[Window]) -> int:
+        """How many tokens a pass over them computes and keeps; of a stem keys and values alone, an eighth or so."""
+        rows = [*scoring.flatten([k.encoded for k in known]).rows, *(ids for ids, _ in windows)]
+        cuts = self.model.cuts(rows, untouched=self._behind)
+        return sum(len(row) - cut + cut // COPIED for row, cut in zip(rows, cuts, strict=True))
+
     def seen(self, known: Sequence[Known], windows: Sequence[Window]) -> tuple[list[Tensor], ...]:
         """What the model makes of it as it is now: each item's log-probabilities, each item's log mass, each window's
         KL and the loss of likelihood of its own tokens."""
-        scores, hidden = self.scores(known, [ids for ids, _ in windows])
+        scores, hidden = self.scores(known, _texts(windows))
         kl, loss = self._on_text(hidden, windows) if windows else ((), ())
         return [x.logp for x in scores], [x.log_mass for x in scores], list(kl), list(loss)
 
@@ -247,8 +281,9 @@ class Fairness:
         """Of each window KL(steered || base) at its tokens, and log P(base) - log P(steered) of those it predicts."""
         now = self.readout(hidden).log_softmax(-1)
         gain = now - self.readout(torch.cat([h for _, h in windows])).log_softmax(-1)
-        lengths = [len(ids) for ids, _ in windows]
-        following = torch.tensor([t for ids, _ in windows for t in (*ids[1:], ids[0])], device=now.device)
+        lengths = [len(h) for _, h in windows]
+        counted = [ids[-len(h) :] for ids, h in windows]
+        following = torch.tensor([t for ids in counted for t in (*ids[1:], ids[0])], device=now.device)
         loss = -gain.gather(1, following[:, None]).squeeze(1)
         return (now.exp() * gain).sum(-1).split(lengths), tuple(part[:-1] for part in loss.split(lengths))
 
@@ -299,7 +334,7 @@ class Fairness:
     def window_kl(self) -> float:
         """KL(now || base) at all tokens of the held windows, mean in nats a token."""
         held = self.windows[:HELD_WINDOWS]
-        _, hidden = self.scores([], [ids for ids, _ in held])
+        _, hidden = self.scores([], _texts(held))
         nothing = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
         return float(scoring.nll_and_kl(self.readout, hidden, torch.cat([h for _, h in held]), nothing)[1].mean())
 
@@ -371,6 +406,10 @@ def schedule(step: int, steps: int) -> float:
     """A linear warm-up over the first tenth (10 steps at most), then a cosine to 0."""
     warm = max(1, min(10, steps // 10))
     return min(1.0, (step + 1) / warm) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def _texts(windows: Sequence[Window]) -> list[Text]:
+    return [(ids, len(ids) - len(hidden)) for ids, hidden in windows]
 
 
 def _drawn(items: Sequence[Item], most: int) -> list[Item]:
