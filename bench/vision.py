@@ -50,12 +50,12 @@ features are computed once, before the steps that are timed, and its random weig
 
 def generation(model: SteerableModel, pictures: list[Picture], question: str, turns: int) -> dict[str, float]:
     """Seconds for 32 greedy tokens at batch 8, each prompt with its image: bare, with a dial at 0 and at 1, and at 1
-    where words alone are steered."""
+    where words alone are steered, all of them or those behind the image."""
     found = sites.find(model.hf, sites.NORMS)
     steering = Steering(
         {s.name: (Diagonal(torch.full((s.width or 0,), 1e-3), torch.full((s.width or 0,), 1e-3)),) for s in found}
     )
-    words = steering.at("text")
+    words, behind = steering.at("text"), steering.at("behind")
 
     def timed() -> float:
         begun = time.perf_counter()
@@ -66,19 +66,21 @@ def generation(model: SteerableModel, pictures: list[Picture], question: str, tu
         with model.steer(steering, strength):
             return timed()
 
-    taken: dict[str, list[float]] = {"bare": [], "w=0": [], "w=1": [], "w=1, words": []}
+    taken: dict[str, list[float]] = {"bare": [], "w=0": [], "w=1": [], "w=1, words": [], "w=1, behind": []}
     for turn in range(turns + 1):
-        now = {"bare": timed(), "w=0": at(0.0), "w=1": at(1.0), "w=1, words": at(1.0, words)}
+        now = {"bare": timed(), "w=0": at(0.0), "w=1": at(1.0)}
+        now |= {"w=1, words": at(1.0, words), "w=1, behind": at(1.0, behind)}
         if turn:  # the first one warms up, and encodes the images
             for name, seconds in now.items():
                 taken[name].append(seconds)
     return {"bare, s": statistics.median(taken["bare"])} | {
         f"{w} over bare": statistics.median(a / b for a, b in zip(taken[w], taken["bare"], strict=True))
-        for w in ("w=0", "w=1", "w=1, words")
+        for w in taken
+        if w != "bare"
     }
 
 
-def step(model: SteerableModel, items: list[Item], steps: int) -> dict[str, float]:
+def step(model: SteerableModel, items: list[Item], steps: int, positions: str = "all") -> dict[str, float]:
     """Seconds and encoded images of a DSO step, after the first."""
     assert model.eyes is not None
     marks: list[tuple[float, int]] = []
@@ -87,7 +89,8 @@ def step(model: SteerableModel, items: list[Item], steps: int) -> dict[str, floa
         if p.stage == "learning":
             marks.append((time.perf_counter(), model.eyes.encoded if model.eyes is not None else 0))
 
-    trimtab.DSO(steps=steps + 2, validate_every=10_000).fit(model, items, seed=0, progress=mark)
+    learner = trimtab.DSO(steps=steps + 2, validate_every=10_000, positions=positions)
+    learner.fit(model, items, seed=0, progress=mark)
     spent = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks[1:-1])]
     return {
         "a DSO step, s": statistics.median(s for s, _ in spent),
@@ -186,7 +189,8 @@ def main() -> None:
         question = task.items[0].prompt or ""
         keep(f"{args.model}, generation at batch {BATCH}", lambda: generation(model, pictures, question, args.turns))
         chosen = [*task.split("train"), *task.split("validation")]
-        keep(args.model, lambda: step(model, chosen, 8))
+        keep(f"{args.model}, all positions", lambda: step(model, chosen, 8))
+        keep(f"{args.model}, behind images", lambda: step(model, chosen, 8, "behind"))
         tiny = tiny_vision("llava")
         shown = [noise(20, 20, n) for n in range(BATCH)]
         keep("tiny llava, generation at batch 8", lambda: generation(tiny, shown, f"{IMAGE}who is it?", args.turns))

@@ -133,9 +133,11 @@ class _Voice:
             return out
         mask, ready, steered = self.dial._mask, self.ready, out
         if ready is not None and not compiling and ready[0] is h.dtype and ready[1] == h.device:
+            if mask is not None:
+                return self._onto_some(ready[2], h, out)
             for product in ready[2]:
                 steered = product.onto(steered, h)
-            return steered if mask is None else _where(mask, steered, out, self.site)
+            return steered
         w = self.dial._broadcast(h, sees=self.sees)
         for intervention, product in zip(self.group, self._products(w, h, compiling), strict=True):
             if isinstance(intervention, Adapter):
@@ -147,6 +149,16 @@ class _Voice:
         if compiling or (w.ndim and self.dial._some_zero):
             steered = torch.where(w == 0, out, steered)
         return steered if mask is None else _where(mask, steered, out, self.site)
+
+    def _onto_some(self, products: Sequence[_Product], h: Tensor, out: Tensor) -> Tensor:
+        """The same as steering all tokens and choosing, where some are steered: most of a prompt may be an image."""
+        at = self.dial._places(h, self.site)
+        flat = out.reshape(-1, out.shape[-1])
+        some = flat[at] if out is h else h.reshape(flat.shape)[at]
+        steered = some if out is h else flat[at]
+        for product in products:
+            steered = product.onto(steered, some)
+        return flat.index_copy(0, at, steered).view(out.shape)
 
     def _products(self, w: Tensor, h: Tensor, compiling: bool) -> list[_Product]:
         """Of each Diagonal in the dtype of h, rounded once: one strength gives one result on any path."""
@@ -255,6 +267,8 @@ class Dial:
         self._past = 0
         self._mask: Tensor | None = None
         """(rows, tokens) of the pass that runs, where it is limited to some: True where it steers."""
+        self._chosen: Tensor | None = None
+        """Where the mask is True, once that was asked for."""
         self._nowhere = False
         """Whether it steers no token of the pass that runs."""
         self._attached: list[tuple[_SiteHook, _Voice]] = []
@@ -422,7 +436,7 @@ class Dial:
             ids = kwargs.get("inputs_embeds")
         if ids is None and args and isinstance(args[0], Tensor):
             ids = args[0]
-        self._mask, self._nowhere = None, False
+        self._mask, self._chosen, self._nowhere = None, None, False
         if ids is None or ids.ndim < 2 or self._off:
             self._rows_tokens, self._past = None, 0
             return
@@ -442,12 +456,21 @@ class Dial:
                 raise StrengthError(f"{w.shape[1]} strengths a row for {tokens} tokens; give one a token")
         self._rows_tokens, self._past = (rows, tokens), past
 
+    def _places(self, h: Tensor, site: str) -> Tensor:
+        """The numbers of the tokens that it steers in the pass that runs, all rows' in one."""
+        assert self._mask is not None
+        _require_one_each(self._mask, h, site)
+        if self._chosen is None or self._chosen.device != h.device:
+            self._chosen = self._mask.to(h.device).flatten().nonzero().squeeze(1)
+        return self._chosen
+
     @property
     def _moment(self) -> _Moment:
         return self._rows_tokens, self._past, self._mask, self._nowhere
 
     @_moment.setter
     def _moment(self, value: _Moment) -> None:
+        self._chosen = None
         self._rows_tokens, self._past, self._mask, self._nowhere = value
 
     def _look_where(self, module: nn.Module, shape: tuple[int, int]) -> None:
@@ -549,33 +572,41 @@ def acting(modules: Iterable[nn.Module]) -> list[Dial]:
     return list(found.values())
 
 
+class _Again:
+    """Puts dials back to moments of theirs, and after it to where they were; as often as it is entered."""
+
+    def __init__(self, then: Sequence[tuple[Dial, _Moment]]) -> None:
+        self._then = then
+        self._before: list[tuple[Dial, _Moment]] = []
+
+    def __enter__(self) -> None:
+        self._before = [(dial, dial._moment) for dial, _ in self._then]
+        for dial, moment in self._then:
+            dial._moment = moment
+
+    def __exit__(self, *_: object) -> None:
+        for dial, moment in self._before:
+            dial._moment = moment
+
+
 def pass_again(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
     """A context within which the dials on these modules act as in the pass that runs now, whatever ran since.
 
     Activation checkpointing runs a block once more in the backward pass, when others have passed it; which tokens a
     dial steers is known when a pass begins.
     """
-    then = [(dial, dial._moment) for dial in acting(modules)]
-
-    @contextmanager
-    def again() -> Iterator[None]:
-        before = [(dial, dial._moment) for dial, _ in then]
-        try:
-            for dial, moment in then:
-                dial._moment = moment
-            yield
-        finally:
-            for dial, moment in before:
-                dial._moment = moment
-
-    return again()
+    return _Again([(dial, dial._moment) for dial in acting(modules)])
 
 
 def _where(mask: Tensor, steered: Tensor, out: Tensor, site: str) -> Tensor:
     """`steered` at the tokens of a (rows, tokens) mask, `out` at the others; both may come as rows * tokens in one."""
+    _require_one_each(mask, out, site)
+    return torch.where(mask.to(out.device).reshape(*out.shape[:-1], 1), steered, out)
+
+
+def _require_one_each(mask: Tensor, out: Tensor, site: str) -> None:
     if mask.numel() != out.shape[:-1].numel():
         raise SiteError(f"site '{site}' holds {tuple(out.shape)}, which is not one activation for each token")
-    return torch.where(mask.to(out.device).reshape(*out.shape[:-1], 1), steered, out)
 
 
 def _positions(value: Any) -> Positions:

@@ -59,7 +59,8 @@ class DSO:
     sites: str = sites.NORMS
     """Pattern of the sites to steer."""
     positions: str = "all"
-    """Tokens that are steered, while learning and after: "all", "text", or "image", those at which an image is."""
+    """Tokens that are steered, while learning and after: "all", "text", "image", those at which an image is, or
+    "behind", those of words behind an image. What stands before is then run once and not in every step (stems.py)."""
     depth: float = 0.0
     """Share of the blocks, counted from the input, that is left alone; the backward pass ends above them."""
     steps: int = 200
