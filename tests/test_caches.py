@@ -63,3 +63,21 @@ def test_scoring_from_caches_uses_no_name_that_transformers_has_given_up(
     hook.remove()
     assert passes == [0, len(stem), len(stem) + 1]
     assert not [w for w in recwarn if "past_key_values" in str(w.message)]
+
+
+def test_rows_of_a_cache_joined_again_are_the_cache(llama: Any) -> None:
+    """Keys, values and notes in the order that is asked for; a row shares no memory, and joining changes no part."""
+    with torch.no_grad():
+        whole = caches.returned(llama.body(input_ids=torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]]), use_cache=True))
+    whole.behind = torch.tensor([True, False, True])
+    rows = [caches.row(whole, n) for n in (2, 0, 1)]
+    together = caches.joined(rows)
+    assert together.behind.tolist() == [True, True, False] and together.get_seq_length() == 3
+    assert caches.size(together) == caches.size(whole) == sum(map(caches.size, rows))
+    for layer, before in zip(together.layers, whole.layers, strict=True):
+        assert torch.equal(layer.keys, before.keys[[2, 0, 1]]) and torch.equal(layer.values, before.values[[2, 0, 1]])
+    whole.layers[0].keys.zero_()
+    assert float(rows[0].layers[0].keys.abs().sum()) > 0
+    with torch.no_grad():
+        llama.body(input_ids=torch.tensor([[1], [2], [3]]), use_cache=True, **caches.argument(llama.body, together))
+    assert together.get_seq_length() == 4 and all(r.get_seq_length() == 3 for r in rows)

@@ -9,8 +9,8 @@ import torch
 
 from test_vision import ITEMS, TALL, WIDE, family_of, item
 from test_vision_positions import seen_items
-from trimtab import packing, scoring, stems
-from trimtab.errors import TaskError
+from trimtab import packing, pictures, scoring, stems
+from trimtab.errors import BadItem, TaskError
 from trimtab.learners import fairness
 from trimtab.learners.dso import DSO
 from trimtab.learners.dso.run import Run
@@ -275,3 +275,14 @@ def test_the_tower_takes_several_images_at_once_and_a_text_is_laid_out_once(monk
     together._encoded.clear()
     assert together.encode(items) == encoded
     assert len(asked) == before and family_of(together) == "llava"
+
+
+def test_an_image_that_cannot_be_opened_is_named_among_others(tmp_path):
+    """Encoding several at once leaves it out; the item that shows it is refused as ever, and the others are there."""
+    model, bad = model_of("llava"), tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    items = [item("good", f"{IMAGE}who?", WIDE), item("bad", f"{IMAGE}who?", pictures.of_file(bad))]
+    with pytest.raises(BadItem, match=r"item 'bad'.*bad\.png"):
+        model.encode([*items, item("other", f"{IMAGE}who?", TALL)])
+    assert model.eyes.encoded == 2
+    assert len(model.encode(items[:1])) == 1 and model.eyes.encoded == 2
