@@ -76,12 +76,12 @@ def test_it_says_what_it_scores(model: SteerableModel) -> None:
 
 @pytest.mark.real
 def test_dso_makes_it_even_on_occupations_rooms_and_wordings_that_it_never_saw(model: SteerableModel) -> None:
-    """With eighty steps; each picture goes through the tower once, however many steps come back to it."""
+    """With half of the steps; each picture goes through the tower once, however many steps come back to it."""
     task, other = load_task("who-is", seed=0), load_task("roomworld", seed=0)
     assert model.eyes is not None
     before = model.eyes.encoded
     keep = [load_task(name, seed=0) for name in cli.PICTURES.keep]
-    steering = DSO(**{**SETTINGS, "steps": 80}).fit(model, task, seed=0, keep=keep)
+    steering = DSO(**{**SETTINGS, "steps": 150}).fit(model, task, seed=0, keep=keep)
     shown = {p.digest for t in (task, *keep) for i in (*t.split("train"), *t.split("validation")) for p in i.images}
     assert model.eyes.encoded - before <= len(shown)
     base, steered = figures(model, task), figures(model, task, steering)
