@@ -18,6 +18,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,86 @@ from trimtab.testing import noise, tiny_vision
 from trimtab.types import IMAGE, Item, Option, Picture, Progress
 
 BATCH, NEW = 8, 32
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen2.5-vl-7b": (
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A published model's sizes, as its config states them, and what to change of them to see that all of it runs."""
+
+    family: str
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    pixels: int
+    """A side of the pictures that it is shown."""
+    config: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
+
+    def made(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.bfloat16) -> SteerableModel:
+        """Random weights of this shape."""
+        return tiny_vision(
+            self.family, dtype=dtype, device=device, config=self.config, settings=self.settings, images=self.images,
+            vision=self.vision, **self.text,
+        )  # fmt: skip
+
+    def but(self, *, pixels: int, **parts: dict[str, Any]) -> Shape:
+        """The shape with some settings of some parts otherwise."""
+        return replace(self, pixels=pixels, **{name: getattr(self, name) | new for name, new in parts.items()})
+
+
+def layer_types(blocks: int) -> list[str]:
+    """Gemma 3: every sixth block attends to everything."""
+    return ["full_attention" if n % 6 == 5 else "sliding_attention" for n in range(blocks)]
+
+
+SHAPES = {
+    "qwen2.5-vl-7b": Shape(
         "qwen2_5_vl",
         {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-         "num_key_value_heads": 4},
+         "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 128000,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
+        {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
+         "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112,
+         "fullatt_block_indexes": [7, 15, 23, 31]},
+        448,
+        images={"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 56 * 56,
+                "max_pixels": 448 * 448},
     ),
-    "gemma-3-4b": (
+    "gemma-3-4b": Shape(
         "gemma3",
         {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "num_attention_heads": 8,
-         "num_key_value_heads": 4, "head_dim": 256},
+         "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208, "max_position_embeddings": 131072,
+         "sliding_window": 1024, "query_pre_attn_scalar": 256, "layer_types": layer_types(34)},
+        {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+         "patch_size": 14, "image_size": 896},
+        896,
+        config={"mm_tokens_per_image": 256},
+        settings={"image_seq_length": 256},
+        images={"size": {"height": 896, "width": 896}},
     ),
 }  # fmt: skip
-"""Family, and the size of its language backbone, as the published configs state them. The vision tower stays tiny: its
-features are computed once, before the steps that are timed, and its random weights would change nothing else."""
+"""An image is 256 tokens of both. The tokenizer is of bytes, so a text has more tokens than theirs would; embedding and
+unembedding are as large as theirs, and Gemma's are two matrices here, one there."""
+SMALL = {
+    "qwen2.5-vl-7b": SHAPES["qwen2.5-vl-7b"].but(
+        pixels=56,
+        text={"hidden_size": 224, "intermediate_size": 1184, "num_hidden_layers": 2, "vocab_size": 512,
+              "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}},
+        vision={"depth": 2, "hidden_size": 80, "intermediate_size": 214, "num_heads": 1, "out_hidden_size": 224,
+                "fullatt_block_indexes": [1]},
+    ),
+    "gemma-3-4b": SHAPES["gemma-3-4b"].but(
+        pixels=112,
+        text={"hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 6, "head_dim": 16, "vocab_size": 512,
+              "query_pre_attn_scalar": 16, "layer_types": layer_types(6)},
+        vision={"hidden_size": 72, "intermediate_size": 269, "num_hidden_layers": 2, "num_attention_heads": 1,
+                "image_size": 112},
+        config={"mm_tokens_per_image": 16},
+        settings={"image_seq_length": 16},
+        images={"size": {"height": 112, "width": 112}},
+    ),
+}  # fmt: skip
+"""A sixteenth as wide and of few blocks, everything else as it is: to see that it runs, where there is no chip."""
 
 
 def generation(model: SteerableModel, pictures: list[Picture], question: str, turns: int) -> dict[str, float]:
@@ -80,7 +147,7 @@ def generation(model: SteerableModel, pictures: list[Picture], question: str, tu
     }
 
 
-def step(model: SteerableModel, items: list[Item], steps: int, positions: str = "all") -> dict[str, float]:
+def step(model: SteerableModel, items: list[Item], steps: int, **settings: Any) -> dict[str, float]:
     """Seconds and encoded images of a DSO step, after the first."""
     assert model.eyes is not None
     marks: list[tuple[float, int]] = []
@@ -89,7 +156,7 @@ def step(model: SteerableModel, items: list[Item], steps: int, positions: str = 
         if p.stage == "learning":
             marks.append((time.perf_counter(), model.eyes.encoded if model.eyes is not None else 0))
 
-    learner = trimtab.DSO(steps=steps + 2, validate_every=10_000, positions=positions)
+    learner = trimtab.DSO(steps=steps + 2, validate_every=10_000, **settings)
     learner.fit(model, items, seed=0, progress=mark)
     spent = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks[1:-1])]
     return {
@@ -99,11 +166,11 @@ def step(model: SteerableModel, items: list[Item], steps: int, positions: str = 
     }
 
 
-def made_up(pictures: int, options: tuple[str, str] = ("left", "right")) -> list[Item]:
+def made_up(pictures: int, pixels: int = 40, options: tuple[str, str] = ("left", "right")) -> list[Item]:
     """Items about pictures of random pixels: both roles, both orders, many concepts."""
     found = []
     for n in range(pictures):
-        picture = noise(40, 40, n)
+        picture = noise(pixels, pixels, n)
         for order in (0, 1):
             roles: Any = ("pro", "anti") if order == 0 else ("anti", "pro")
             shown = tuple(Option(o, r, position=k) for k, (o, r) in enumerate(zip(options, roles, strict=True)))
@@ -135,33 +202,54 @@ def _wait(device: torch.device) -> None:
 
 
 def on_shape(name: str, *, small: bool) -> dict[str, float]:
-    """One DSO step on a model of a published shape with random weights."""
-    family, config = SHAPES[name]
+    """DSO steps on a model of a published shape with random weights: every token steered, and those behind images."""
+    shape = (SMALL if small else SHAPES)[name]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = tiny_vision(family, **({} if small else config))
-    model.hf.to(device=device, dtype=torch.bfloat16)
+    model = shape.made(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+    items = made_up(12 if small else 50, shape.pixels)
+    weights = sum(p.numel() for p in blocks_of(model).parameters())
+    chip = matrix_rate(device, 256 if small else 8192)
+    figures = {"weights in blocks": float(weights), "matrix rate, FLOP/s": chip}
+    for how in ("all", "behind"):
+        # Blocks of every token are run twice: what their backward pass needs would not fit beside the weights.
+        settings: dict[str, Any] = {"positions": how, "checkpointing": how == "all"}
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        found = step(model, items, 6, **settings)
+        tokens = learned_tokens(model, items, settings)
+        # Forward, and backward through activations: no gradient of weights is computed. 2 FLOP a weight and token each,
+        # and 2 more where blocks run twice, which is work that the share does not count.
+        rate = 4.0 * weights * tokens / found["a DSO step, s"]
+        found |= {"tokens in a DSO step": float(tokens), "share of the matrix rate": rate / chip}
+        if device.type == "cuda":
+            found["peak memory, GiB"] = torch.cuda.max_memory_allocated(device) / 2**30
+        figures |= {f"{how}, {what}": value for what, value in found.items()}
+    return figures
+
+
+def blocks_of(model: SteerableModel) -> torch.nn.Module:
+    """The blocks of the language backbone, in which a step spends its products."""
+    found = sites.find(model.hf, "layers.0.out")[0].module
+    return next(m for m in model.body.modules() if isinstance(m, torch.nn.ModuleList) and found in list(m))
+
+
+def learned_tokens(model: SteerableModel, items: list[Item], settings: dict[str, Any]) -> int:
+    """Tokens that go through the first block with gradients in one step of DSO."""
     tokens = 0
 
     def count(module: Any, args: Any, kwargs: Any) -> None:
         nonlocal tokens
-        seen = kwargs.get("inputs_embeds", kwargs.get("input_ids", args[0] if args else None))
-        if torch.is_grad_enabled() and seen is not None:  # the step itself, not what the base is asked before it
+        seen = args[0] if args else kwargs["hidden_states"]
+        if torch.is_grad_enabled():  # the step itself, not what the base is asked before it
             tokens += seen.shape[0] * seen.shape[1]
 
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    figures = step(model, made_up(50), 6)
-    handle = model.body.register_forward_pre_hook(count, with_kwargs=True)
+    first = next(iter(blocks_of(model).children()))
+    handle = first.register_forward_pre_hook(count, with_kwargs=True)
     try:
-        trimtab.DSO(steps=1, validate_every=10_000).fit(model, made_up(50), seed=0)
+        trimtab.DSO(steps=1, validate_every=10_000, **settings).fit(model, items, seed=0)
     finally:
         handle.remove()
-    weights = sum(p.numel() for p in model.body.parameters())
-    # Forward and the backward through activations; no gradient of weights: 4 FLOP a weight and token.
-    rate = 4.0 * weights * tokens / figures["a DSO step, s"]
-    chip = matrix_rate(device, 256 if small else 8192)
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
-    return figures | {"peak memory, GiB": peak, "share of the matrix rate": rate / chip}
+    return tokens
 
 
 def main() -> None:
@@ -190,7 +278,7 @@ def main() -> None:
         keep(f"{args.model}, generation at batch {BATCH}", lambda: generation(model, pictures, question, args.turns))
         chosen = [*task.split("train"), *task.split("validation")]
         keep(f"{args.model}, all positions", lambda: step(model, chosen, 8))
-        keep(f"{args.model}, behind images", lambda: step(model, chosen, 8, "behind"))
+        keep(f"{args.model}, behind images", lambda: step(model, chosen, 8, positions="behind"))
         tiny = tiny_vision("llava")
         shown = [noise(20, 20, n) for n in range(BATCH)]
         keep("tiny llava, generation at batch 8", lambda: generation(tiny, shown, f"{IMAGE}who is it?", args.turns))

@@ -17,7 +17,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -327,28 +327,47 @@ _SEEING_CHAT = (
 
 
 def tiny_vision(
-    family: str, *, seed: int = 0, chat: bool = True, dtype: torch.dtype = torch.float32, **text: Any
+    family: str,
+    *,
+    seed: int = 0,
+    chat: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    vision: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    images: Mapping[str, Any] | None = None,
+    **text: Any,
 ) -> SteerableModel:
     """A randomly initialised vision-language model of one of `TINY_VISION_FAMILIES`, with its family's real processor.
 
-    `text` overrides settings of its language model's config. It opens pictures that `noise` makes, which are drawn when
-    they are looked at, and files. Raises UsageError for a family that is not known.
+    `text` overrides settings of its language model's config, `vision` those of its tower's, `config` of the whole,
+    `settings` of its processor and `images` of its image processor, so that it may be as large as a published one:
+    weights are then best drawn on the `device`, in the `dtype`, where they are to be. It opens pictures that `noise`
+    makes, which are drawn when they are looked at, and files. Raises UsageError for a family that is not known.
     """
     import transformers
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from trimtab import vision
+    from trimtab.vision import still
 
     if family not in _VISION:
         raise UsageError(f"no tiny model of the family '{family}'; there are {', '.join(_VISION)}")
     row = _VISION[family]
+    row = replace(
+        row,
+        vision={**row.vision, **(vision or {})},
+        config={**row.config, **(config or {})},
+        settings={**row.settings, **(settings or {})},
+        images={**row.images, **(images or {})},
+    )
     tokenizer = ByteTokenizer(chat=False, marks=row.marks, named=row.named)
     tower = getattr(transformers, row.image_processor)(**row.images)
     if "image_seq_length" in row.images:
         tower.image_seq_length = row.images["image_seq_length"]
     before, behind = row.around
     template = {"chat_template": _SEEING_CHAT.replace("MARK", f"{before}{row.mark}{behind}")} if chat else {}
-    processor = vision.still(getattr(transformers, row.processor), tower, tokenizer, **row.settings, **template)
+    processor = still(getattr(transformers, row.processor), tower, tokenizer, **row.settings, **template)
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     # Llama 3.2's embedding has 8 places more than its vocabulary, and the image token is there.
     words = len(tokenizer)
@@ -360,12 +379,15 @@ def tiny_vision(
         **{row.token: tokenizer.convert_tokens_to_ids(row.position or row.mark)},
         **row.config,
     )
+    there = torch.device(device)
     state = torch.get_rng_state()
     try:
-        hf = AutoModelForImageTextToText.from_config(made, dtype=torch.float32)
+        with there:
+            hf = AutoModelForImageTextToText.from_config(made, dtype=torch.float32 if there.type == "cpu" else dtype)
     finally:
         torch.set_rng_state(state)
-    _randomise(hf, seed)
+    if there.type != "meta":  # where there are shapes alone
+        _randomise(hf, seed)
     model = SteerableModel(hf.to(dtype), tokenizer, f"tiny {family}", processor)
     assert model.eyes is not None
     files = model.eyes.opened
@@ -414,10 +436,10 @@ def _noise(picture: Picture) -> Any:
 
 @torch.no_grad()
 def _randomise(hf: nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generators = {d: torch.Generator(d).manual_seed(seed) for d in {p.device for p in hf.parameters()}}
     for module in hf.modules():
         for name, p in module.named_parameters(recurse=False):
-            drawn = torch.randn(p.shape, generator=generator)
+            drawn = torch.randn(p.shape, generator=generators[p.device], device=p.device)
             if p.ndim > 1 and isinstance(module, nn.Embedding):
                 p.copy_(drawn * 0.5)
             elif p.ndim > 1:
