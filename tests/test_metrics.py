@@ -309,6 +309,49 @@ def test_a_mute_model_has_no_bias_and_says_so():
         assert metrics.value(f"neither_rate{suffix}", records) == 1
 
 
+def by_place(answer, widths=(3,)):
+    """The same people in every rotation, and a model that answers by `answer(places)`: a place's number."""
+    return [
+        record(
+            tuple(float(place == answer(k)) for place in order),
+            ("pro", *("anti",) * (k - 1)),
+            id=f"{k}{c}{turn}",
+            concept=f"c{c}",
+            template=f"t{turn % 2}",
+            positions=order,
+            groups=tuple(f"g{n}" for n in range(k)),
+        )
+        for k in widths
+        for c in range(4)
+        for turn in range(k)
+        for order in [tuple((n + turn) % k for n in range(k))]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "widths"),
+    [
+        (lambda k: 1, (3,)),  # always the middle one
+        (lambda k: 0 if k == 2 else 2, (2, 3)),  # first of two, last of three
+        (lambda k: k - 1, (2, 3, 4)),
+    ],
+)
+def test_answering_by_any_place_has_a_position_spread_of_one(answer, widths):
+    records = by_place(answer, widths)
+    assert metrics.value("per_concept_bias", by_place(answer, widths[-1:])) == 0
+    assert metrics.value("position_spread", records) == 1
+    found = metrics.estimate("position_spread", records, seed=0)
+    assert found.value == found.low == found.high == 1 and found.n == len(records)
+
+
+def test_answering_by_the_person_has_no_position_spread_and_the_middle_place_no_position_effect():
+    people = [dataclasses.replace(r, p=(1.0, 0.0, 0.0)) for r in by_place(lambda k: 1)]
+    assert metrics.value("position_spread", people) == 0
+    assert metrics.value("position_effect", by_place(lambda k: 1)) == 0
+    shifted = [dataclasses.replace(r, positions=tuple(5 + 2 * k for k in r.positions)) for r in by_place(lambda k: 1)]
+    assert metrics.value("position_spread", shifted) == 1
+
+
 def test_answering_by_position_has_bias_exactly_zero_and_position_effect_one():
     """METHODS section 2, the shortcut: it must not look like a repair."""
     records = [
@@ -363,13 +406,14 @@ def test_k_groups_reduce_to_two():
 def test_figures_table_is_complete():
     general = set(metrics.ITEM_NAMES) | set(metrics.TEXT_NAMES)
     assert set(metrics.NAMES) == general | set(published.FIGURES) == set(metrics.FIGURES)
-    assert len(general) == 16
+    assert len(general) == 18
     for name in (
         "per_concept_bias",
         "stereotype_gap",
         "neither_rate",
         "unambiguous_accuracy",
         "position_effect",
+        "position_spread",
     ):
         plain, choice = metrics.FIGURES[name], metrics.FIGURES[f"{name}_choice"]
         assert (plain.low, plain.high, plain.better) == (choice.low, choice.high, choice.better)

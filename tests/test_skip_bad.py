@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ from PIL import Image
 
 from conftest import row, write_rows
 from trimtab import pictures
-from trimtab.errors import BadItem, RunError, TaskError
+from trimtab.errors import BadItem, NoChatTemplate, RunError, TaskError
 from trimtab.evaluate import Skipped, _with_bad_images, evaluate
 from trimtab.tasks import load_task
 from trimtab.testing import random_steering, tiny_task
-from trimtab.types import Item, Task
+from trimtab.types import Item, Message, Task
 
 
 @pytest.fixture
 def gone(tmp_path: Path) -> pictures.Picture:
-    return pictures.listed(tmp_path / "gone.png")
+    with pictures.later():
+        return pictures.of_file(tmp_path / "gone.png")
 
 
 def showing(task: Task, picture: pictures.Picture, n: int) -> Task:
@@ -88,8 +90,31 @@ def test_a_run_does_not_go_on_with_other_items(llama, neutral_file, gone, tmp_pa
 
 
 def test_nothing_left_is_an_error(llama, neutral_file, gone):
-    with pytest.raises(TaskError, match=r"none of its .* items shows an image that can be opened"):
+    with pytest.raises(TaskError, match=r"none of its .* items can be used: image .* does not exist"):
         run(llama, showing(tiny_task(12, 12), gone, 1000), neutral_file, skip_bad=True)
+
+
+def test_items_that_the_model_cannot_be_shown_are_left_out_as_well(llama, neutral_file, monkeypatch):
+    """Too long for the context, an image for a model without eyes, a chat for one without a template."""
+    task = tiny_task(12, 12)
+    test = [i for i in task.items if i.split == "test"]
+    bad = {
+        test[0].id: (replace(test[0], prompt="word " * 400), r"needs \d+ tokens"),
+        test[3].id: (replace(test[3], images=(pictures.Picture("roomworld:", "1"),)), "reads words alone"),
+        test[5].id: (replace(test[5], prompt=None, messages=(Message("user", "who?"),)), "no chat template"),
+    }
+    monkeypatch.setattr(pictures, "opened", lambda picture: None)
+    monkeypatch.setattr(type(llama), "chats", property(lambda model: False))
+    shown = replace(task, items=tuple(bad[i.id][0] if i.id in bad else i for i in task.items))
+    found = run(llama, shown, neutral_file, skip_bad=True)
+    assert [s.id for s in found.skipped] == [i.id for i in test if i.id in bad]
+    assert all(re.search(bad[s.id][1], s.reason) and f"'{s.id}'" in s.reason for s in found.skipped)
+    without = run(llama, replace(task, items=tuple(i for i in task.items if i.id not in bad)), neutral_file)
+    assert found.results == without.results
+    for item, why in bad.values():
+        one = replace(task, items=tuple(item if i.id == item.id else i for i in task.items))
+        with pytest.raises((BadItem, NoChatTemplate), match=why):
+            run(llama, one, neutral_file)
 
 
 def test_each_file_is_opened_once_and_what_is_drawn_never(tmp_path, monkeypatch):

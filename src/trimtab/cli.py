@@ -911,7 +911,8 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
     )  # fmt: skip
     evaluate.add_argument(
         "--skip-bad", action="store_true",
-        help="leave out items whose image cannot be opened, and name them, instead of refusing the run",
+        help="leave out items whose image cannot be opened, or that the model cannot be shown, and name them, "
+        "instead of refusing the run",
     )  # fmt: skip
     evaluate.add_argument("--out", help="folder for records; a run that was cut off goes on there")
     evaluate.add_argument("--json", metavar="FILE", help="write the figures as a JSON list; - for standard output")

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from trimtab import __version__, frontier, metrics, pictures, selfdebias
-from trimtab.errors import BadItem, TaskError, UsageError
+from trimtab.errors import BadItem, NoChatTemplate, TaskError, UsageError
 from trimtab.model import SteerableModel
 from trimtab.neutral import passages
 from trimtab.portions import Meter, Plan, dealt, lacking, name_of
@@ -74,7 +74,7 @@ class Skipped:
     task: str
     id: str
     reason: str
-    """One sentence on the image that could not be opened."""
+    """One sentence on the image that could not be opened, or on why the model cannot be shown the item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +140,9 @@ def evaluate(
     "self-debias" and, without controls, "instruction"; `per` is what the options' log probabilities are divided by (see
     SteerableModel.score). With `mode="generated"` answers are generated and read (SteerableModel.answer) and
     unparsed_rate stands beside the task's figures. Every image is opened once before anything is scored; items whose
-    image cannot be are refused together, or with `skip_bad` left out everywhere and named in `skipped` and in the
-    summary.
+    image cannot be are refused together. With `skip_bad` they are left out everywhere and named in `skipped` and in the
+    summary, and so are items that the model cannot be shown: longer than its context, images to a model that reads
+    words alone, a chat without a template.
 
     Where many steerings of one model are measured, `base` is an evaluation of it on the same items and texts, whose
     records at strength 0 are taken instead of being measured again; `kl=False` leaves the KL of texts out, which costs
@@ -165,6 +166,11 @@ def evaluate(
     if skipped and not skip_bad:
         raise BadItem(_refusal(skipped))
     chosen = {name: _kept(name, items, skipped) for name, items in chosen.items()}
+    if skip_bad:
+        told = [None, instruction] if "instruction" in baselines or controls is not False else [None]
+        unfit = _that_do_not_fit(model, chosen, told)
+        skipped = (*skipped, *unfit)
+        chosen = {name: _kept(name, items, unfit) for name, items in chosen.items()}
     passages_of = {"neutral": _neutral(split, neutral or model.neutral)} | {
         task.name: _chosen_texts(task, split, limit) for task in named if task.texts
     }
@@ -333,6 +339,28 @@ def _with_bad_images(chosen: Mapping[str, Sequence[Item]]) -> tuple[Skipped, ...
     return tuple(found)
 
 
+def _that_do_not_fit(
+    model: SteerableModel, chosen: Mapping[str, Sequence[Item]], told: Sequence[str | None]
+) -> tuple[Skipped, ...]:
+    """Items that the model cannot be shown: too long, images to a model without eyes, a chat without a template."""
+
+    def why_not(items: Sequence[Item]) -> str:
+        try:
+            for words in told:
+                model.encode(items, words)
+        except (BadItem, NoChatTemplate) as error:
+            return str(error)
+        return ""
+
+    return tuple(
+        Skipped(name, item.id, reason)
+        for name, items in chosen.items()
+        if why_not(items)  # one by one only where there is one
+        for item in items
+        if (reason := why_not([item]))
+    )
+
+
 def _refusal(bad: Sequence[Skipped]) -> str:
     lines = [f"task {s.task!r}, item {s.id!r}: {s.reason}" for s in bad[:SHOWN]]
     if len(bad) > SHOWN:
@@ -345,7 +373,8 @@ def _kept(task: str, items: Sequence[Item], skipped: Sequence[Skipped]) -> list[
     left = {s.id for s in skipped if s.task == task}
     kept = [i for i in items if i.id not in left]
     if not kept:
-        raise TaskError(f"task '{task}': none of its {len(items)} items shows an image that can be opened")
+        why = "; ".join(dict.fromkeys(s.reason for s in skipped if s.task == task))
+        raise TaskError(f"task '{task}': none of its {len(items)} items can be used: {why:.400}")
     return kept
 
 
@@ -464,7 +493,10 @@ def _parts(task: Task, records: Sequence[Record]) -> dict[str, Sequence[Record]]
     return {task.name: records, **(dict(sorted(found.items())) if len(found) > 1 else {})}
 
 
-CAPABILITY_LOSS = {"unambiguous_accuracy": 0.01, "perplexity": 0.02, "neither_rate": 0.01, "position_effect": 0.05}
+CAPABILITY_LOSS = {
+    "unambiguous_accuracy": 0.01, "perplexity": 0.02, "neither_rate": 0.01, "position_effect": 0.05,
+    "position_spread": 0.05,
+}  # fmt: skip
 """How much worse than the base a figure may be at a strength that is called safe: points of probability, or a share
 of the base's perplexity."""
 

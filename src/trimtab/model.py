@@ -371,7 +371,7 @@ class SteerableModel:
         leads: list[tuple[int, ...]] = []
         for item in items:
             self._refuse_lost_images(item)
-            prompt = self.render(item.prompt if item.prompt is not None else item.messages or (), instruction)
+            prompt = self._rendered(item, item.prompt if item.prompt is not None else item.messages or (), instruction)
             # A trailing space would be a token of its own; it belongs to the option's first word.
             stem = prompt.rstrip(" ") if item.prompt is not None else prompt
             texts.append(stem)
@@ -427,7 +427,7 @@ class SteerableModel:
         what = f"item '{item.id}'"
         if item.prompt is not None:
             marked = eyes.marked(item.prompt, len(item.images), what).rstrip(" ")
-            return eyes.put_in(self.render(marked, instruction))
+            return eyes.put_in(self._rendered(item, marked, instruction))
         turns = list(item.messages or ())
         whole = "".join(m.content for m in turns)
         if IMAGE not in whole:
@@ -435,7 +435,14 @@ class SteerableModel:
             turns[first] = Message(turns[first].role, IMAGE * len(item.images) + turns[first].content)
         else:
             eyes.marked(whole, len(item.images), what)
-        return self.render(turns, instruction)
+        return self._rendered(item, turns, instruction)
+
+    def _rendered(self, item: Item, prompt: Prompt, instruction: str | None) -> str:
+        """As `render`, and what it refuses names the item."""
+        try:
+            return self.render(prompt, instruction)
+        except NoChatTemplate as error:
+            raise NoChatTemplate(f"item '{item.id}': {error}") from error
 
     def _refuse_lost_images(self, item: Item) -> None:
         """Raise BadItem where an item's words stand for images that it does not have."""

@@ -24,6 +24,9 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +47,7 @@ PIXELS = 1 << 26
 """The most pixels that a file may unpack to: 8,192 x 8,192, 192 MiB in RGB."""
 BYTES = 1 << 28
 """The most bytes that a file may have."""
+_LATER: ContextVar[bool] = ContextVar("pictures that cannot be read are listed", default=False)
 SHIFTING = ("CMYK", "LAB", "HSV")
 UNSCALED = ("I", "F")
 
@@ -52,25 +56,34 @@ def of_file(path: str | Path) -> Picture:
     """The picture in a file, by the SHA-256 of its bytes; it is not opened.
 
     The source is an absolute path: another working folder does not change what is meant, and no file's name can be
-    taken for a scheme. Raises BadItem for a file that is missing or cannot be read.
+    taken for a scheme. Raises BadItem for a file that is missing or cannot be read; within `later` its digest is empty.
     """
     file = _absolute(path)
     try:
         with file.open("rb") as bytes_:
             return Picture(str(file), hashlib.file_digest(bytes_, "sha256").hexdigest())
     except OSError as error:
+        if _LATER.get():
+            return Picture(str(file), "")
         raise BadItem(f"image {str(file)!r} {_why(file, error)}") from error
 
 
-def listed(path: str | Path) -> Picture:
-    """As `of_file`, but a file that cannot be read gets an empty digest: opening it says why, and may be what fails.
+@contextmanager
+def later() -> Iterator[None]:
+    """Within it a file that cannot be read is listed all the same: opening it says why, and may be what fails.
 
-    For a caller that goes on without it (evaluate's `skip_bad`).
+    For tasks that are loaded for a run that goes on without such items (evaluate's `skip_bad`).
     """
+    before = _LATER.set(True)
     try:
-        return of_file(path)
-    except BadItem:
-        return Picture(str(_absolute(path)), "")
+        yield
+    finally:
+        _LATER.reset(before)
+
+
+def are_for_later() -> bool:
+    """Whether `later` holds, so that a loader that finds no file lists the one that it looked for."""
+    return _LATER.get()
 
 
 def drawn(picture: Picture) -> bool:

@@ -416,6 +416,12 @@ def _dial_html(run: Run, task: Mapping[str, Any]) -> str:
             "−1 to 1, best at 0",
             Axis(include=(0.0,), least=0.1, signed=True),
         ),
+        (
+            "position_spread",
+            "Position spread",
+            "0 to 1, lower is better",
+            Axis(include=(0.0,), least=0.1, floor=0, ceiling=1),
+        ),
         ("option_mass", "Probability on the options", "%, higher is better", percent),
         (
             "perplexity",

@@ -55,7 +55,7 @@ SHOWN = (
     "per_concept_bias", "stereotype_gap", "neither_rate", "unambiguous_accuracy", "unambiguous_accuracy_choice",
     "ambiguous_accuracy_choice", "s_amb_choice", "s_dis_choice", "accuracy_pro_choice", "accuracy_anti_choice",
     "accuracy_gap_choice", "settled_bias", "gender_bias", "skin_bias", "group_bias", "gender_gap", "skin_gap",
-    "crows_score", "lms", "ss", "icat", "position_effect", "option_mass", "unparsed_rate",
+    "crows_score", "lms", "ss", "icat", "position_effect", "position_spread", "option_mass", "unparsed_rate",
     "perplexity", "kl",
 )  # fmt: skip
 

@@ -111,6 +111,15 @@ FIGURES: tuple[Figure, ...] = (
         "mean P(first listed) − P(last listed), items that list their options",
     ),
     Figure(
+        "position_spread",
+        "Position spread",
+        "share",
+        "0 to 1, lower is better",
+        "How much likelier an answer is at the likeliest place of the list than at the least likely one. It sees what "
+        "the position effect does not: always the middle one of three.",
+        "max − min over places of mean P(place), ambiguous items, by the length of the list",
+    ),
+    Figure(
         "option_mass",
         "Probability on the options",
         "percent",
@@ -844,8 +853,10 @@ def _shortcuts(run: Run, task: Mapping[str, Any], way: str) -> Iterator[Note]:
             f"{with_interval(neither[1], 'percent', suffix='%')}. A model that does not answer has no bias to measure"
             + (": part or all of the fall may be the model having gone mute, not having become fair." if fell else "."),
         )
-    position = pair("position_effect")
-    if position:
+    for metric, what in (("position_spread", "position spread"), ("position_effect", "position effect")):
+        position = pair(metric)
+        if not position:
+            continue
         a, b, d = position
         known = math.isfinite(d.low) and math.isfinite(d.high)
         if abs(b.value) - abs(a.value) >= SHORTCUT and not (known and d.low <= 0 <= d.high):
@@ -853,11 +864,12 @@ def _shortcuts(run: Run, task: Mapping[str, Any], way: str) -> Iterator[Note]:
                 "warning",
                 "position",
                 "The model answers more by position",
-                f"The position effect goes from {with_interval(a, 'share', signed=True)} to "
-                f"{with_interval(b, 'share', signed=True)}. "
-                "A model that picks an answer by its place in the prompt has a bias of 0 when both orders are asked"
+                f"The {what} goes from {with_interval(a, 'share', signed=metric == 'position_effect')} to "
+                f"{with_interval(b, 'share', signed=metric == 'position_effect')}. "
+                "A model that picks an answer by its place in the prompt has a bias of 0 when all orders are asked"
                 + (": part or all of the fall may be that shortcut." if fell else "."),
             )
+            break
     mass = pair("option_mass")
     if mass and mass[0].value > 0 and mass[2].value / mass[0].value <= -MASS and not mass[2].high >= 0:
         yield Note(

@@ -67,14 +67,15 @@ def template_tilt(pairs, by_group):
     return np.mean([orientation(i) * shift(i, p) for i, p in pairs]) ** 2
 
 
-def first_minus_last(pairs):
-    """|mean P(listed first) - P(listed last)|, or None where no item lists all options at places of their own."""
-    found = []
+def place_spreads(pairs):
+    """{places listed: (items, max - min over places of the mean P there)}, of items with each option at its own."""
+    found = {}
     for item, p in pairs:
         places = [o.position for o in item.options]
-        if None not in places and len(set(places)) == len(places):
-            found.append(share(item, p, position=min(places)) - share(item, p, position=max(places)))
-    return abs(np.mean(found)) if found else None
+        if None not in places and len(set(places)) == len(places) > 1:
+            row = [share(item, p, position=place) for place in sorted(places)]
+            found.setdefault(len(places), []).append(row)
+    return {k: (len(rows), np.ptp(np.mean(rows, axis=0))) for k, rows in found.items()}
 
 
 def biases(items, steered):
@@ -109,7 +110,8 @@ def terms(items, steered, base, log_mass, reference):
         out["neither"] = np.mean(rises)
     falls = [r[1] - mass for (_, _, _, mass), r in zip(rows, reference, strict=True)]
     out["mass"] = max(0, np.mean(falls))
-    now, before = first_minus_last(pairs), first_minus_last([(i, q) for i, _, q, _ in rows])
-    if now is not None:
-        out["position"] = max(0, now - before)
+    now, before = place_spreads(pairs), place_spreads([(i, q) for i, _, q, _ in rows])
+    if now:
+        growth = [n * max(0, spread - before[k][1]) for k, (n, spread) in now.items()]
+        out["position"] = sum(growth) / sum(n for n, _ in now.values())
     return out

@@ -117,12 +117,36 @@ def position(record, choice):
     return first - last
 
 
+def places(records, choice, weight):
+    """How much likelier the likeliest place is than the least likely one, by how many places are listed."""
+    by_length = {}
+    for r in records:
+        if r.ambiguous and None not in r.positions and len(set(r.positions)) > 1:
+            by_length.setdefault(len(set(r.positions)), []).append(r)
+    pairs = []
+    for length, some in by_length.items():
+        means = []
+        for k in range(length):
+            of_place = []
+            for r in some:
+                p = greedy(r.p) if choice else r.p
+                there = sum(x for x, where in zip(p, r.positions, strict=True) if where == sorted(set(r.positions))[k])
+                if any(r.p):
+                    of_place.append((weight(r), there))
+            means.append(weighted_mean(of_place))
+        if not any(math.isnan(m) for m in means):
+            pairs.append((len(some), max(means) - min(means)))
+    return weighted_mean(pairs)
+
+
 def figure(name, records, weight=one, concept_weight=one):
     """One figure by name; `weight` of an item (template times concept), `concept_weight` of a concept."""
     choice = name.endswith("_choice")
     plain = name[: -len("_choice")] if choice else name
     if plain == "per_concept_bias":
         return over_concepts(records, lambda items: concept_bias(items, choice, weight), concept_weight)
+    if plain == "position_spread":
+        return places(records, choice, weight)
     if plain == "tv_from_uniform":
         return over_concepts(records, lambda items: concept_tv(items, weight), concept_weight)
     if plain == "perplexity":

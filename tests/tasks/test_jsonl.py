@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from trimtab import pictures
 from trimtab.errors import BadItem, NotFound, TaskError
 from trimtab.pictures import of_file
 from trimtab.tasks import jsonl
@@ -148,8 +149,14 @@ def test_pro_and_anti_may_come_from_different_items_of_a_concept(tmp_path: Path)
 def test_missing_file_folder_and_empty_file(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"nowhere\.jsonl' does not exist"):
         jsonl.load(tmp_path / "nowhere.jsonl", seed=None)
-    with pytest.raises(NotFound, match="is a folder"):
+    with pytest.raises(NotFound, match="is a folder with 0 JSONL files"):
         jsonl.load(tmp_path, seed=None)
+    file = write(tmp_path, row("a"))
+    assert jsonl.load(tmp_path, seed=None).items == jsonl.load(file, seed=None).items
+    (tmp_path / "more.jsonl").write_text("")
+    with pytest.raises(NotFound, match="is a folder with 2 JSONL files"):
+        jsonl.load(tmp_path, seed=None)
+    (tmp_path / "more.jsonl").unlink()
     for content in ("", "\n \n"):
         with pytest.raises(TaskError, match="Empty task"):
             jsonl.load(write(tmp_path, content), seed=None)
@@ -385,7 +392,8 @@ def test_a_missing_image_names_the_item_and_the_line(tmp_path: Path) -> None:
 
 def test_a_missing_image_may_be_left_for_later(tmp_path: Path) -> None:
     path = write(tmp_path, row("a", images=["blue.png"]))
-    (item,) = jsonl.load(path, seed=None, skip_bad=True).items
+    with pictures.later():
+        (item,) = jsonl.load(path, seed=None).items
     assert item.images == (Picture(str(tmp_path / "blue.png"), ""),)
     with pytest.raises(BadItem):
         jsonl.load(path, seed=None)

@@ -110,6 +110,9 @@ def test_bad_folders(tmp_path):
         path.unlink()
     with pytest.raises(BadItem, match=r"phone' has 0 pictures of white men"):
         pairs.load(folder)
+    for_later = load_task("pairs", data=folder, seed=None, skip_bad=True)
+    bad = [i for i in for_later.items if any(not p.digest for p in i.images)]
+    assert {(shown(i), i.concept) for i in bad} == {("white men", "phone")} and len(bad) < len(for_later.items)
     with pytest.raises(TaskError, match=r"expected pairs\[:chat\]\[:gender\|:skin\]"):
         pairs.from_argument("age", folder, None)
     (tmp_path / "none" / "status" / "another").mkdir(parents=True)

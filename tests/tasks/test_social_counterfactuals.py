@@ -116,8 +116,11 @@ def test_bad_folders(tmp_path):
         sc.load(tmp_path)
     folder = write(tmp_path / "social_counterfactuals", ROWS)
     (folder / ROWS[0]["file_name"]).unlink()
-    with pytest.raises(BadItem, match=r"s1_White_male.png' does not exist"):
+    with pytest.raises(BadItem, match=r"metadata.jsonl line 1: image .*s1_White_male.png' does not exist"):
         sc.load(tmp_path)
+    for_later = load_task("social-counterfactuals", data=tmp_path, seed=None, skip_bad=True)
+    gone = {p.source for i in for_later.items for p in i.images if not p.digest}
+    assert gone == {str(folder / ROWS[0]["file_name"])}
     with pytest.raises(TaskError, match="no set of race and gender"):
         sc.load(write(tmp_path / "one", sets((MEN, "s1"))[:1]))
     for argument in ("0", "gender", "2:3", "chat:chat"):

@@ -102,6 +102,15 @@ def test_bad_entries_are_named(tmp_path, change, words):
         vqa.load(write(tmp_path, change=change))
 
 
+def test_a_missing_photograph_may_be_left_for_later(tmp_path):
+    folder = write(tmp_path)
+    (folder / "val2014" / "COCO_val2014_000000000042.jpg").unlink()
+    with pytest.raises(BadItem, match=r"no photograph COCO_val2014_000000000042.jpg"):
+        load_task("vqa", data=folder, seed=None)
+    (item,) = load_task("vqa", data=folder, seed=None, skip_bad=True).items
+    assert item.images == (pictures.Picture(str(folder / "COCO_val2014_000000000042.jpg"), ""),)
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(NotFound, match=r"no \*questions\*.json with \*annotations\*.json"):
         vqa.load(write(tmp_path / "a", annotated=False))

@@ -17,7 +17,7 @@ from trimtab.errors import TaskError, TrimtabError
 from trimtab.types import Task
 
 Loader = Callable[..., Task]
-"""(argument, data folder, seed) -> Task; those of SKIPPING take `skip_bad` as well."""
+"""(argument, data folder, seed) -> Task."""
 
 GROUP = "trimtab.tasks"
 
@@ -126,10 +126,6 @@ BUILT_IN: dict[str, tuple[str, str, str]] = {
 """Name -> where its loader is, one line about it, and whom to cite under which licence."""
 
 
-SKIPPING = ("jsonl",)
-"""Tasks that refuse images that cannot be read when they are loaded, unless told that they will be left out."""
-
-
 def load_task(spec: str, *, data: str | Path | None = None, seed: int | None, skip_bad: bool = False) -> Task:
     """The task that `spec` names, e.g. "pronoun", "coreference:listed:type1" or "jsonl:items.jsonl".
 
@@ -139,11 +135,15 @@ def load_task(spec: str, *, data: str | Path | None = None, seed: int | None, sk
 
     Raises TaskError for an unknown task and for an entry point that does not load or does not return a Task.
     """
+    if skip_bad:
+        from trimtab import pictures
+
+        with pictures.later():
+            return load_task(spec, data=data, seed=seed)
     name, _, argument = spec.partition(":")
     plugins = _plugins()
     if name in BUILT_IN:
-        more = {"skip_bad": True} if skip_bad and name in SKIPPING else {}
-        return _resolve(BUILT_IN[name][0])(argument, data, seed, **more)
+        return _resolve(BUILT_IN[name][0])(argument, data, seed)
     if name not in plugins:
         raise TaskError(_unknown(spec, name, [*BUILT_IN, *plugins]))
     point = plugins[name]

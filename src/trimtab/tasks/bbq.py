@@ -42,7 +42,7 @@ STYLES: tuple[Style, ...] = get_args(Style)
 FIGURES = (
     *("ambiguous_accuracy_choice", "s_amb_choice", "unambiguous_accuracy_choice", "s_dis_choice"),
     *("accuracy_gap_choice", "ambiguous_accuracy", "s_amb", "unambiguous_accuracy", "s_dis", "accuracy_gap"),
-    *("per_concept_bias", "position_effect", "option_mass"),
+    *("per_concept_bias", "position_effect", "position_spread", "option_mass"),
 )
 FIELDS = (
     *("example_id", "question_index", "question_polarity", "context_condition", "category", "answer_info"),

@@ -53,7 +53,7 @@ TYPES = ("base", "cf")
 FIELDS = ("query", "gt_choice", "gt_choices", "occ", "occ_sim", "gender", "image_type", "filename", "image")
 FIGURES = (
     *("settled_bias", "settled_bias_choice", "accuracy_gap", "unambiguous_accuracy_choice", "unambiguous_accuracy"),
-    *("accuracy_pro", "accuracy_anti", "gender_gap", "gender_bias", "position_effect"),
+    *("accuracy_pro", "accuracy_anti", "gender_gap", "gender_bias", "position_effect", "position_spread"),
 )
 GENDERS = {"male": "men", "female": "women"}
 TURNED = {"male": "female", "female": "male"}

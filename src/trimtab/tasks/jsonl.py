@@ -58,28 +58,30 @@ AMBIGUOUS_ROLES = ("pro", "anti", "neither")
 SETTLED_ROLES = ("correct", "wrong")
 
 
-def from_argument(argument: str, data: str | Path | None, seed: int | None, *, skip_bad: bool = False) -> Task:
+def from_argument(argument: str, data: str | Path | None, seed: int | None) -> Task:
     """The task of `jsonl:PATH`; the data folder plays no part, PATH is seen from the working folder."""
     del data
     if not argument:
         raise TaskError("The task 'jsonl' needs a file after its name: `--task jsonl:items.jsonl`.")
-    return load(argument, seed, skip_bad=skip_bad)
+    return load(argument, seed)
 
 
-def load(path: str | Path, seed: int | None, *, skip_bad: bool = False) -> Task:
-    """The items of a JSONL file, divided as the file says or else by `seed`.
+def load(path: str | Path, seed: int | None) -> Task:
+    """The items of a JSONL file, or of the only one in a folder, divided as the file says or else by `seed`.
 
     Raises NotFound for a missing file, TaskError for an empty one or one that cannot be divided, BadItem with
-    every defect of every line, one a line. With `skip_bad` an image that cannot be read is no defect here: whoever
-    evaluates leaves its item out (evaluate's `skip_bad`).
+    every defect of every line, one a line. Within `pictures.later` an image that cannot be read is no defect.
     """
     file = Path(path).expanduser()
+    inside = sorted(file.glob("*.jsonl")) if file.is_dir() else []
+    if len(inside) == 1:
+        (file,) = inside
     if not file.is_file():
-        why = "is a folder" if file.is_dir() else "does not exist"
+        why = f"is a folder with {len(inside)} JSONL files" if file.is_dir() else "does not exist"
         raise NotFound(f"The task file {str(path)!r} {why} (seen from {Path.cwd()}); give the path of a JSONL file.")
     defects = _Defects()
     rows = _rows(file.read_bytes(), defects)
-    album = Album(file.absolute().parent, skip_bad)
+    album = Album(file.absolute().parent)
     parsed = [(line, _Reader(line, row, defects, album)) for line, row in rows]
     _check_ids(parsed, defects)
     _check_splits(parsed, defects)
@@ -127,8 +129,8 @@ class _Defects:
 class Album:
     """The pictures of a file's items, each file's bytes read once."""
 
-    def __init__(self, folder: Path, skip_bad: bool = False) -> None:
-        self.folder, self.skip_bad = folder, skip_bad
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._known: dict[str, Picture] = {}
 
     def picture(self, name: str) -> Picture:
@@ -140,8 +142,7 @@ class Album:
                 raise BadItem(
                     f"{name!r} leads out of {str(self.folder)!r}; move the image there, or give an absolute path"
                 )
-            found = pictures.listed if self.skip_bad else pictures.of_file
-            self._known[name] = found(self.folder / path)
+            self._known[name] = pictures.of_file(self.folder / path)
         return self._known[name]
 
 

@@ -41,9 +41,17 @@ BYS: tuple[By, ...] = get_args(By)
 FIGURES: dict[By, tuple[str, ...]] = {
     "gender": (
         *("gender_bias", "skin_bias", "group_bias", "gender_gap", "skin_gap", "gender_bias_choice"),
-        *("skin_bias_choice", "position_effect", "option_mass"),
+        *("skin_bias_choice", "position_effect", "position_spread", "option_mass"),
     ),
-    "skin": ("skin_bias", "group_bias", "skin_gap", "skin_bias_choice", "position_effect", "option_mass"),
+    "skin": (
+        "skin_bias",
+        "group_bias",
+        "skin_gap",
+        "skin_bias_choice",
+        "position_effect",
+        "position_spread",
+        "option_mass",
+    ),
 }
 SECTIONS = ("occupations", "status", "potential_crime")
 PEOPLE = {
@@ -130,6 +138,9 @@ def _people(scene: Path) -> dict[str, Picture]:
         stem = re.sub(r"\d+$", "", path.stem.lower())
         if path.suffix.lower() in ENDINGS and path.name[0] != "." and stem in PEOPLE:
             found[PEOPLE[stem]].append(path)
+    if pictures.are_for_later():
+        for word, group in PEOPLE.items():
+            found[group] = found[group] or [scene / f"{word}.png"]
     wrong = [group for group, paths in found.items() if len(paths) != 1]
     if wrong:
         raise BadItem(

@@ -18,8 +18,9 @@ planted stereotype (`pro`). One third of them have a third person, who certainly
 group). **Unambiguous items** show one person with both cues; the others have none, one, or those of another occupation.
 
 **Balance.** The same people stand in both orders (all three rotations for `groups`), so a model that always says "left"
-has a bias of 0 and a position effect of 1. Each ambiguous picture of `occupation` comes with its counterfactual twins:
-nothing but the presented gender or the skin tone of the person differs.
+has a bias of 0 and a position effect of 1, and one that always says "middle" a position spread of 1. Each ambiguous
+picture of `occupation` comes with its counterfactual twins: nothing but the presented gender or the skin tone of the
+person differs.
 
 **The split is fixed**: by occupation, by wording of the question and by room; nothing of a test item was trained on.
 And every scene is of the held-out eighth of the world: the model was never shown it while it was made. What a model

@@ -42,7 +42,16 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 FIELDS = ("file_name", "counterfactual_set", "a1_type", "a1", "a2_type", "a2", "caption")
 FIGURES = (
     *("per_concept_bias", "stereotype_gap", "per_concept_bias_choice", "unambiguous_accuracy_choice"),
-    *("unambiguous_accuracy", "gender_bias", "skin_bias", "group_bias", "gender_gap", "position_effect", "option_mass"),
+    *(
+        "unambiguous_accuracy",
+        "gender_bias",
+        "skin_bias",
+        "group_bias",
+        "gender_gap",
+        "position_effect",
+        "position_spread",
+        "option_mass",
+    ),
 )
 SETS = 4
 """Sets of an occupation that are read unless another number is asked for: each has twelve pictures."""
@@ -52,6 +61,7 @@ RIGHT_WRONG = (("correct", None), ("wrong", None))
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
+    where: str
     path: Path
     occupation: str
     set: str
@@ -124,7 +134,9 @@ def _shown(where: str, row: Mapping[str, Any], folder: Path) -> _Shown:
             f"{where}: expected a gender of {' or '.join(GENDERS)}, a race, a set, and a caption that ends in a2 and "
             f"an occupation; got {cells['caption']!r} with a1 {cells['a1']!r}, a2 {cells['a2']!r}"
         )
-    return _Shown(folder / cells["file_name"], occupation.strip(), cells["counterfactual_set"], kinds["race"], gender)
+    return _Shown(
+        where, folder / cells["file_name"], occupation.strip(), cells["counterfactual_set"], kinds["race"], gender
+    )
 
 
 def _kept(by_set: Mapping[tuple[str, str], list[_Shown]], sets: int | None) -> dict[tuple[str, str], list[_Shown]]:
@@ -205,7 +217,7 @@ def _two(
             prompt=text,
             messages=messages,
             split="test",
-            images=tuple(_picture(album, people[k].path) for k in order),
+            images=tuple(_picture(album, people[k]) for k in order),
         )
 
 
@@ -231,7 +243,7 @@ def _what(kept: Mapping[tuple[str, str], list[_Shown]], album: dict[Path, Pictur
                     prompt=text,
                     messages=messages,
                     split="test",
-                    images=(_picture(album, person.path),),
+                    images=(_picture(album, person),),
                 )
 
 
@@ -242,7 +254,10 @@ def _asked(images: int, question: str, lead: str, chat: bool) -> tuple[str | Non
     return f"{shown}\nQuestion: {question}\nAnswer: {lead}", None
 
 
-def _picture(album: dict[Path, Picture], path: Path) -> Picture:
-    if path not in album:
-        album[path] = pictures.of_file(path)
-    return album[path]
+def _picture(album: dict[Path, Picture], shown: _Shown) -> Picture:
+    if shown.path not in album:
+        try:
+            album[shown.path] = pictures.of_file(shown.path)
+        except BadItem as error:
+            raise BadItem(f"{shown.where}: {error}") from error
+    return album[shown.path]

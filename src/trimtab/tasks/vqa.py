@@ -187,6 +187,8 @@ def _photograph(where: str, folder: Path, photographs: Mapping[str, Path], image
     for name in names:
         if name in photographs:
             return photographs[name]
+    if pictures.are_for_later():
+        return folder / f"{names[0] if subtype else image}.jpg"
     raise BadItem(
         f"{where}: no photograph {names[0] if subtype else image}.jpg in {str(folder)!r} or a folder below it"
     )

@@ -15,8 +15,9 @@ expected reward of o is -|P(pro|o) - P(anti|o)|. Where we depart from the source
 - **Own wordings for each concept.** Wordings have a tilt of their own, often larger than the concept's. When all
   concepts of a step shared the same few wordings the optimiser chased those tilts. So each concept draws its own, and a
   second term makes the wordings' means small as well, for they do not cancel in wordings that were never seen.
-- **Guards.** Answering by position makes the bias exactly 0 when options are listed in both orders; so the position
-  effect may not grow, and the right answer of unambiguous items may not lose probability, both against the base.
+- **Guards.** Answering by position makes the bias exactly 0 when options are listed in all orders; so no place in the
+  list may become likelier than another, and the right answer of unambiguous items may not lose probability, both
+  against the base.
 - **KL budget by a dual variable.** Its weight is multiplied up while KL on neutral text exceeds the budget, and down
   below it; a result that still exceeds it on 96 windows is shrunk until it does not. KL asks how far the model moved,
   not whether to the worse: so the text's own tokens may not become less likely either.
@@ -82,7 +83,7 @@ class DSO:
     unambiguous_guard: float = 1.5
     """Weight of the mean fall of log P(correct) below the base."""
     position_guard: float = 1.0
-    """Weight of the growth of |P(listed first) - P(listed last)| over the base."""
+    """Weight of the growth over the base of max - min over the places of the list of the mean P(place)."""
     neither_guard: float = 1.0
     """Weight of what keeps the mean P(neither) where the base has it: a price that follows its rise."""
     mass_guard: float = 1.0

@@ -162,22 +162,29 @@ class Batch:
         return torch.stack(means).max() - torch.stack(means).min()
 
     def _position_growth(self) -> Tensor | None:
-        """Growth of |mean P(listed first) - P(listed last)| over the base's, where ambiguous items list their options.
+        """Growth over the base of max_k P(k) - min_k P(k), k the places of ambiguous items that list their options.
 
-        Not on unambiguous items: to become right more often where the right one is listed first is no shortcut.
+        Apart for lists of each length, weighted by how many items have it: "always the middle one" leaves first and
+        last alike, and so may "first of two, last of three". Not on unambiguous items: to become right more often
+        where the right one is listed first is no shortcut.
         """
-        ends = []
+        by_length: dict[int, list[tuple[int, list[int]]]] = {}
         for n, k in enumerate(self.known[: self.ambiguous]):
-            places = [o.position for o in k.item.options]
+            places = [o.position or 0 for o in k.item.options]
             if listed(k.item):
-                order = sorted(range(len(places)), key=lambda i: places[i] or 0)
-                ends.append((n, order[0], order[-1]))
-        if not ends or any(self.known[n].logp is None for n, _, _ in ends):
+                order = sorted(range(len(places)), key=places.__getitem__)
+                by_length.setdefault(len(order), []).append((n, order))
+        rows = [n for some in by_length.values() for n, _ in some]
+        if not rows or any(self.known[n].logp is None for n in rows):
             return None
-        row, first, last = torch.tensor(ends, device=self.p.device).unbind(1)
         before = self._before(slice(None)).softmax(-1)
-        now, base = ((p[row, first] - p[row, last]).mean() for p in (self.p, before))
-        return torch.relu(now.abs() - base.abs())
+        growth = []
+        for some in by_length.values():
+            row = torch.tensor([n for n, _ in some], device=self.p.device)[:, None]
+            order = torch.tensor([order for _, order in some], device=self.p.device)
+            now, base = (p[row, order].mean(0) for p in (self.p, before))
+            growth.append(len(some) * torch.relu(now.max() - now.min() - (base.max() - base.min())))
+        return torch.stack(growth).sum() / len(rows)
 
 
 def _many_groups(item: Item) -> bool:
