@@ -366,27 +366,27 @@ def test_without_a_budget_the_text_guard_still_guards_and_the_card_is_json(fit, 
     json.loads(card, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
 
 
-def listed_task() -> Task:
-    """Two options named in the prompt, each item in both orders."""
+def listed_task(*people: str) -> Task:
+    """Options named in the prompt, each item in every rotation."""
     items = []
     for c in range(6):
         for t in range(4):
-            for order in (0, 1):
-                names = ("the cook", "the guard") if order == 0 else ("the guard", "the cook")
+            for order in range(len(people)):
+                names = people[order:] + people[:order]
                 options = tuple(
-                    Option(n, "pro" if n == "the cook" else "anti", n.split()[1], names.index(n))
-                    for n in ("the cook", "the guard")
+                    Option(n, "pro" if n == people[0] else "anti", n.split()[1], names.index(n)) for n in people
                 )
-                prompt = f"In case {c} of room {t}, is it {names[0]} or {names[1]}? It is"
+                prompt = f"In case {c} of room {t}, is it {' or '.join(names)}? It is"
                 items.append(Item(f"{c}-{t}-{order}", options, f"case {c}", f"room {t}", True, prompt, None, "train"))
     return Task("listed", tuple(items), "all for training")
 
 
-def test_the_position_guard_closes_the_shortcut(model, fit, neutral_file):
-    """Answering by position makes the bias 0 too; guarded, the bias falls and the position effect does not rise."""
-    task = listed_task()
-    steering = fit(task, steps=40, validate_every=40, position_guard=5.0)
-    base, guarded = (abs(figure("position_effect", model, task, s, neutral_file)) for s in (None, steering))
+@pytest.mark.parametrize("people", [("the cook", "the guard"), ("the cook", "the guard", "the maid")], ids=len)
+def test_the_position_guard_closes_the_shortcut(model, fit, neutral_file, people):
+    """Answering by position makes the bias 0 too; guarded, the bias falls and no place becomes likelier."""
+    task = listed_task(*people)
+    steering = fit(task, steps=40 * len(people), validate_every=200, position_guard=5.0)
+    base, guarded = (figure("position_spread", model, task, s, neutral_file) for s in (None, steering))
     assert train_bias(model, task, steering, neutral_file) < 0.5 * train_bias(model, task, None, neutral_file)
     assert guarded <= base + 0.03
 

@@ -48,6 +48,7 @@ def curve(
         "unambiguous_accuracy": {**{s: (0.88 + 0.001 * w, 0.02) for s, w in at.items()}, "random": (0.879, 0.02),
                                  "instruction": (0.86, 0.02)},
         "position_effect": {**{s: (0.03 - 0.005 * w, 0.02) for s, w in at.items()}, "random": (0.03, 0.02)},
+        "position_spread": {**{s: (0.03 - 0.005 * w, 0.02) for s, w in at.items()}, "random": (0.03, 0.02)},
         "option_mass": {**{s: (0.91 - 0.003 * w, 0.01) for s, w in at.items()}, "random": (0.91, 0.01)},
         "per_concept_bias_choice": {s: (0.4 - 0.3 * w, 0.05) for s, w in at.items()},
         "perplexity": {**{s: (32.1 * (1 + 0.004 * w), 2.0) for s, w in at.items()}, "random": (32.11, 2.0)},
@@ -262,6 +263,7 @@ def test_a_task_without_bias_is_judged_by_what_it_measures(
         ({"neither_rate": (0.05, 0.40)}, "mute", "Bias fell, but read the warnings"),
         ({"position_effect": (0.02, 0.70)}, "position", "Bias fell, but read the warnings"),
         ({"position_effect": (0.02, -0.70)}, "position", "Bias fell, but read the warnings"),
+        ({"position_spread": (0.02, 0.96)}, "position", "Bias fell, but read the warnings"),
         ({"option_mass": (0.9, 0.5)}, "mass", "Bias fell, but read the warnings"),
         ({"unambiguous_accuracy": (0.9, 0.8)}, "accuracy", "Bias fell, at a cost"),
         ({"perplexity": (32.0, 40.0)}, "perplexity", "Bias fell, at a cost"),
@@ -337,7 +339,7 @@ def test_every_figure_is_in_the_table_with_its_interval_and_n(tmp_path: Path) ->
     for name in ("Per-concept bias", "Stereotype gap", "Position effect", "Divergence from the base"):
         assert name in text
     assert "Per-concept bias, likeliest answer only" in text
-    assert table.count("Random change, strength 1") == 8
+    assert table.count("Random change, strength 1") == 9
     for cell in ("0.250", "0.220 to 0.280", "−0.220", "88.1", "32.23", ">96<", ">24<"):
         assert cell in table, cell
 
@@ -369,7 +371,7 @@ def test_of_many_random_points_one_is_labelled(tmp_path: Path) -> None:
     assert (
         section(html, "frontier").count(">random, ") == 2 + 2 * 4
     )  # a label in each panel, and the tips of the points
-    assert section(html, "table").count("Random change, strength 0.5") == 8
+    assert section(html, "table").count("Random change, strength 0.5") == 9
     assert "Treat everyone alike." in html
 
 

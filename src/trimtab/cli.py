@@ -119,7 +119,7 @@ WORDS = Show(
 PICTURES = Show(
     "demo:roomworld",
     "demo-vision-out",
-    ("who-is", "roomworld"),
+    ("who-is", "occupation", "roomworld"),
     "which person in the picture is the doctor, the builder, ...",
     "occupations, rooms and wordings",
     # Few occupations to learn from: what is settled about others is lost soonest, above all where somebody else has one

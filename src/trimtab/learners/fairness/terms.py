@@ -181,8 +181,8 @@ class Batch:
         growth = []
         for some in by_length.values():
             row = torch.tensor([n for n, _ in some], device=self.p.device)[:, None]
-            order = torch.tensor([order for _, order in some], device=self.p.device)
-            now, base = (p[row, order].mean(0) for p in (self.p, before))
+            at = torch.tensor([order for _, order in some], device=self.p.device)
+            now, base = (p[row, at].mean(0) for p in (self.p, before))
             growth.append(len(some) * torch.relu(now.max() - now.min() - (base.max() - base.min())))
         return torch.stack(growth).sum() / len(rows)
 
