@@ -161,3 +161,22 @@ def test_image_positions_of_a_model_of_words_alone_are_refused(llama):
     with pytest.raises(UsageError, match="shown no images"), llama.steer(steering):
         pass
     assert tiny("llama").sees is False
+
+
+def test_the_command_line_shows_pictures(trimtab_cli, tmp_path, png, monkeypatch, chat_folder):
+    folder = write_tiny_vision_folder(tmp_path / "llava", "llava", seed=4)
+    model = load(str(folder), dtype="float32")
+    base = ("--model", folder, "--dtype", "float32", "--max-new-tokens", 5)
+    ran = trimtab_cli("generate", *base, "--image", png.source, "who is it?", f"see {IMAGE} here")
+    expected = model.generate(["who is it?", f"see {IMAGE} here"], 5, images=[[png]] * 2)
+    assert ran.code == 0, ran.err
+    assert ran.out == f"who is it?{expected[0]}\nsee {IMAGE} here{expected[1]}\n"
+    assert model.generate("who is it?", 5) != expected[0], "the picture makes a difference"
+    lines = iter(["who?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    ran = trimtab_cli("chat", *base, "--image", png.source)
+    assert f"model> {model.generate([Message('user', 'who?')], 5, images=[png]).strip()}" in ran.out
+    gone = trimtab_cli("generate", *base, "--image", tmp_path / "gone.png", "who?")
+    assert gone.code == 6 and "gone.png' does not exist" in gone.error
+    words = trimtab_cli("generate", "--model", chat_folder, "--image", png.source, "who?")
+    assert words.code == 6 and "reads words alone" in words.error

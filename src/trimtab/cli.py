@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trimtab.evaluate import Evaluation
     from trimtab.model import SteerableModel
     from trimtab.steering import Steering
-    from trimtab.types import Task
+    from trimtab.types import Picture, Task
 
 EXIT_CODES = """\
 exit codes: 0 done, 1 unexpected, 2 a value that cannot be used, 3 not found, 4 model or site, 5 steering refused,
@@ -434,15 +434,24 @@ def _generate(args: argparse.Namespace) -> None:
     if any(not p.strip() for p in prompts):
         raise UsageError("an empty prompt: give it as an argument or on standard input")
     turned = _checked(model, _turned(members, _strength(args, members)), args)
+    shown = _pictures(args)
     if args.compare:
         steering, strength = _one_dial(turned, args)
         if steering is None:
             raise UsageError("--compare needs --steering, and a strength that is not 0")
-        _compare(model, steering, prompts, strength, args.max_new_tokens, args, _told(turned))
+        _compare(model, steering, prompts, strength, args.max_new_tokens, args, _told(turned), shown)
         return
     with _steered(model, turned, args):
-        for prompt, text in zip(prompts, model.generate(prompts, max_new_tokens=args.max_new_tokens), strict=True):
-            print(f"{prompt}{text}")
+        texts = model.generate(prompts, max_new_tokens=args.max_new_tokens, images=[shown] * len(prompts))
+    for prompt, text in zip(prompts, texts, strict=True):
+        print(f"{prompt}{text}")
+
+
+def _pictures(args: argparse.Namespace) -> list[Picture]:
+    """What --image names."""
+    from trimtab import pictures
+
+    return [pictures.of_file(path) for path in args.image]
 
 
 def _chat(args: argparse.Namespace) -> None:
@@ -454,6 +463,7 @@ def _chat(args: argparse.Namespace) -> None:
             f"{model.name} has no chat template (a base model?); use trimtab generate, or an instruction-tuned model"
         )
     turned = _checked(model, _turned(members, _strength(args, members)), args)
+    shown = _pictures(args)
     one = "; /strength NAME 0.3 one steering's" if len(members) > 1 else ""
     _say(f"{model.name}, {_told(turned)}. /strength 0.3 turns the dial{one}, /reset begins anew, /quit leaves")
     turns: list[Message] = []
@@ -479,7 +489,7 @@ def _chat(args: argparse.Namespace) -> None:
         elif line:
             turns.append(Message("user", line))
             with _steered(model, turned, args):
-                answer = model.generate(turns, max_new_tokens=args.max_new_tokens).strip()
+                answer = model.generate(turns, max_new_tokens=args.max_new_tokens, images=shown).strip()
             print(f"model> {answer}")
             turns.append(Message("assistant", answer))
 
@@ -779,12 +789,14 @@ def _compare(
     tokens: int,
     args: argparse.Namespace | None = None,
     told: str = "",
+    shown: Sequence[Picture] = (),
 ) -> None:
     """Base and steered completions side by side."""
-    base = model.generate(list(prompts), max_new_tokens=tokens)
+    images = [shown] * len(prompts)
+    base = model.generate(list(prompts), max_new_tokens=tokens, images=images)
     options = {"beyond_range": args.beyond_range, "other_weights": args.other_weights} if args is not None else {}
     with model.steer(steering, strength, **options):
-        steered = model.generate(list(prompts), max_new_tokens=tokens)
+        steered = model.generate(list(prompts), max_new_tokens=tokens, images=images)
     terminal.side_by_side(prompts, base, steered, told or f"strength {strength:g}")
 
 
@@ -978,6 +990,10 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
     for command in (generate, chat):
         command.add_argument("--strength", help="default: the card's; of several steerings 1, each at its own")
         command.add_argument("--max-new-tokens", type=int, default=60)
+        command.add_argument(
+            "--image", action="append", default=[], metavar="FILE",
+            help="a picture to show, at <image> or before all words; several with several --image",
+        )  # fmt: skip
 
     combine = commands.add_parser("combine", help="one steering made of several: their mean or sum")
     combine.add_argument(
