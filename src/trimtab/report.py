@@ -387,6 +387,8 @@ def _panel(run: Run, task: Mapping[str, Any], figure: Figure) -> tuple[str, str,
         axis = _bias_axis(figure=figure)
     elif figure.unit == "plain":
         axis = Axis()
+    elif figure.unit == "share":
+        axis = Axis(include=(0.0,), least=0.1, floor=0, ceiling=1)
     else:
         axis = Axis(least=10, floor=0, ceiling=100)
     percent = "%, " if figure.unit == "percent" else ""

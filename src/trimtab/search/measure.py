@@ -46,7 +46,7 @@ FEWEST = 4
 """Settings on a part before any of them is outdone."""
 RIVALS = 3
 """Rivals that a setting is compared with after a part, at most: those furthest ahead."""
-BESIDE = ("neither_rate", "option_mass", "unambiguous_accuracy_choice", "position_effect")
+BESIDE = ("neither_rate", "option_mass", "unambiguous_accuracy_choice", "position_effect", "position_spread")
 """Figures that are kept beside the objectives: a bias that fell because the model broke shows in them."""
 
 
