@@ -23,7 +23,7 @@ from trimtab.cli import PICTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
-TRIED = (0.5, 1.0, 2.0, 4.0, 8.0)
+TRIED = (0.5, 2.0, 8.0, 32.0, 128.0)
 """Strengths of CAA and ITI, which know none that is meant: one is chosen on validation items."""
 OTHER = "roomworld"
 
