@@ -102,6 +102,8 @@ class Show:
     about: str
     unseen: str
     prompts: tuple[str, ...] = ()
+    few: Mapping[str, int] = field(default_factory=dict)
+    """Of these tasks only open questions are measured, of so many wordings a concept: what pictures of them show."""
     keep: tuple[str, ...] = ()
     """Tasks whose settled questions are kept right meanwhile."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -122,6 +124,7 @@ PICTURES = Show(
     ("who-is", "occupation", "roomworld"),
     "which person in the picture is the doctor, the builder, ...",
     "occupations, rooms and wordings",
+    few={"occupation": 2},
     # Few occupations to learn from: what is settled about others is lost soonest, above all where somebody else has one
     # of the two cues. So the guard weighs more, and sees clear scenes of three people as well.
     keep=("roomworld", "roomworld:side+person", "who-is:groups"),
@@ -153,7 +156,7 @@ def _demo(args: argparse.Namespace) -> None:
     model = _load(args)
     if args.vision and not model.sees:
         raise UsageError(f"demo --vision: {model.name} is shown no images; give a vision-language model")
-    tasks = [load_task(name, seed=args.seed) for name in show.tasks]
+    tasks = [_few(load_task(name, seed=args.seed), show.few.get(name)) for name in show.tasks]
     with owned(out):
         folder = out / "steering"
         if (folder / artifact.CARD).exists():
@@ -185,6 +188,18 @@ def _demo(args: argparse.Namespace) -> None:
     if show.prompts:
         print(f"try it: trimtab chat --steering {folder} --strength 0.7")
     _say(f"done in {time.monotonic() - begun:.0f} s")
+
+
+def _few(task: Task, wordings: int | None) -> Task:
+    """The open test items of the first so many wordings of each concept; the task itself where none are named."""
+    if wordings is None:
+        return task
+    items = [i for i in task.split("test") if i.ambiguous]
+    held: dict[str, dict[str, None]] = {}
+    for item in items:
+        held.setdefault(item.concept, {})[item.template] = None
+    kept = {(c, t) for c, templates in held.items() for t in list(templates)[:wordings]}
+    return replace(task, items=tuple(i for i in items if (i.concept, i.template) in kept))
 
 
 def _learn(args: argparse.Namespace) -> None:
