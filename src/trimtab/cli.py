@@ -103,7 +103,7 @@ class Show:
     unseen: str
     prompts: tuple[str, ...] = ()
     few: Mapping[str, int] = field(default_factory=dict)
-    """Of these tasks only open questions are measured, of so many wordings a concept: what pictures of them show."""
+    """Of these tasks less is measured: so many wordings a concept, and of those the open questions, if it has any."""
     keep: tuple[str, ...] = ()
     """Tasks whose settled questions are kept right meanwhile."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -124,7 +124,7 @@ PICTURES = Show(
     ("who-is", "occupation", "roomworld"),
     "which person in the picture is the doctor, the builder, ...",
     "occupations, rooms and wordings",
-    few={"occupation": 2},
+    few={"occupation": 2, "roomworld": 2},
     # Few occupations to learn from: what is settled about others is lost soonest, above all where somebody else has one
     # of the two cues. So the guard weighs more, and sees clear scenes of three people as well.
     keep=("roomworld", "roomworld:side+person", "who-is:groups"),
@@ -191,10 +191,11 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _few(task: Task, wordings: int | None) -> Task:
-    """The open test items of the first so many wordings of each concept; the task itself where none are named."""
+    """The open test items of the first so many wordings of each concept, or all of those where none is open; the task
+    itself where no number is named."""
     if wordings is None:
         return task
-    items = [i for i in task.split("test") if i.ambiguous]
+    items = [i for i in task.split("test") if i.ambiguous] or task.split("test")
     held: dict[str, dict[str, None]] = {}
     for item in items:
         held.setdefault(item.concept, {})[item.template] = None
