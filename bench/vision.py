@@ -133,10 +133,15 @@ def generation(model: SteerableModel, pictures: list[Picture], question: str, tu
         with model.steer(steering, strength):
             return timed()
 
-    taken: dict[str, list[float]] = {"bare": [], "w=0": [], "w=1": [], "w=1, words": [], "w=1, behind": []}
+    ways: dict[str, Callable[[], float]] = {
+        "bare": timed, "w=0": lambda: at(0.0), "w=1": lambda: at(1.0), "w=1, words": lambda: at(1.0, words),
+        "w=1, behind": lambda: at(1.0, behind),
+    }  # fmt: skip
+    taken: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(turns + 1):
-        now = {"bare": timed(), "w=0": at(0.0), "w=1": at(1.0)}
-        now |= {"w=1, words": at(1.0, words), "w=1, behind": at(1.0, behind)}
+        # Each is first, second, ... as often as the others: what stood first was some 5 % faster, steered or not.
+        order = [*ways][turn % len(ways) :] + [*ways][: turn % len(ways)]
+        now = {way: ways[way]() for way in order}
         if turn:  # the first one warms up, and encodes the images
             for name, seconds in now.items():
                 taken[name].append(seconds)
