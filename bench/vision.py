@@ -139,7 +139,7 @@ def generation(model: SteerableModel, pictures: list[Picture], question: str, tu
     }  # fmt: skip
     taken: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(turns + 1):
-        # Each is first, second, ... as often as the others: what stood first was some 5 % faster, steered or not.
+        # Each is first, second, ... as often as the others, so that what a place in the turn does falls on all.
         order = [*ways][turn % len(ways) :] + [*ways][: turn % len(ways)]
         now = {way: ways[way]() for way in order}
         if turn:  # the first one warms up, and encodes the images
