@@ -292,6 +292,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    if args.shapes and args.small:  # figures of no model
+        return
     args.out.mkdir(parents=True, exist_ok=True)
     with (args.out / ("accelerator.jsonl" if args.shapes else "vision.jsonl")).open("w") as sink:
         for name, value in figures.items():

@@ -385,7 +385,8 @@ def listed_task(*people: str) -> Task:
 def test_the_position_guard_closes_the_shortcut(model, fit, neutral_file, people):
     """Answering by position makes the bias 0 too; guarded, the bias falls and no place becomes likelier."""
     task = listed_task(*people)
-    steering = fit(task, steps=40 * len(people), validate_every=200, position_guard=5.0)
+    steps = 40 if len(people) == 2 else 120
+    steering = fit(task, steps=steps, validate_every=steps, position_guard=5.0)
     base, guarded = (figure("position_spread", model, task, s, neutral_file) for s in (None, steering))
     assert train_bias(model, task, steering, neutral_file) < 0.5 * train_bias(model, task, None, neutral_file)
     assert guarded <= base + 0.03

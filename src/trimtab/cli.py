@@ -103,7 +103,7 @@ class Show:
     unseen: str
     prompts: tuple[str, ...] = ()
     few: Mapping[str, int] = field(default_factory=dict)
-    """Of these tasks less is measured: so many wordings a concept, and of those the open questions, if it has any."""
+    """Of these tasks less is measured: so many templates a concept, and of those the open questions, if it has any."""
     keep: tuple[str, ...] = ()
     """Tasks whose settled questions are kept right meanwhile."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -190,17 +190,18 @@ def _demo(args: argparse.Namespace) -> None:
     _say(f"done in {time.monotonic() - begun:.0f} s")
 
 
-def _few(task: Task, wordings: int | None) -> Task:
-    """The open test items of the first so many wordings of each concept, or all of those where none is open; the task
-    itself where no number is named."""
-    if wordings is None:
+def _few(task: Task, templates: int | None) -> Task:
+    """The open test items of the first so many templates of each concept, or all of those where none is open; the task
+    itself where no number is named. The division says that there are more."""
+    if templates is None:
         return task
     items = [i for i in task.split("test") if i.ambiguous] or task.split("test")
     held: dict[str, dict[str, None]] = {}
     for item in items:
         held.setdefault(item.concept, {})[item.template] = None
-    kept = {(c, t) for c, templates in held.items() for t in list(templates)[:wordings]}
-    return replace(task, items=tuple(i for i in items if (i.concept, i.template) in kept))
+    kept = {(c, t) for c, found in held.items() for t in list(found)[:templates]}
+    few = tuple(i for i in items if (i.concept, i.template) in kept)
+    return replace(task, items=few, division=f"{task.division}; {len(few)} of the test items are measured here")
 
 
 def _learn(args: argparse.Namespace) -> None:
@@ -275,7 +276,7 @@ def _eval(args: argparse.Namespace) -> None:
         return  # one of several processes, and not the first
     if found.skipped:
         count = "1 item" if len(found.skipped) == 1 else f"{len(found.skipped)} items"
-        _say(f"left out {count}, everywhere, because an image could not be opened:")
+        _say(f"left out {count}, everywhere, which cannot be shown to the model:")
     for skipped in found.skipped:
         _say(f"  {skipped.task}: {skipped.id}: {skipped.reason}")
     for remark in remarks(found, seed=args.seed):
