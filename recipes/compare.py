@@ -447,7 +447,8 @@ def main() -> None:
     for name, seed, task_name, method in () if args.table else wanted:
         label = f"{name.replace(':', '-')}.{task_name}.{seed}"
         file = out / f"{label}.{method}.json"
-        if (name, seed, task_name, method) in there or file.exists() or (method in UNDRAWN and seed != seeds[0]):
+        known = {s for m, s, t, k in there if (m, t, k) == (name, task_name, method)}
+        if seed in known or file.exists() or (method in UNDRAWN and (known or seed != seeds[0])):
             continue
         if name not in models:
             models, cases = {name: trimtab.load(name)}, {}
@@ -458,7 +459,8 @@ def main() -> None:
         sizes = (args.validation or usual[0], args.test or usual[1])
         begun = time.monotonic()
         found = run(cases[label], method, sizes)
-        unit = {"model": name, "task": task_name, "seed": seed, "items": sizes, **found}
+        dtype = str(models[name].dtype).removeprefix("torch.")
+        unit = {"model": name, "dtype": dtype, "task": task_name, "seed": seed, "items": sizes, **found}
         write_whole(file, (json.dumps(unit, indent=1) + "\n").encode())
         told = ", ".join(f"{100 * found['left'][f'{c:g}']['value']:.0f} % left at cost {c:g}" for c in COSTS)
         print(f"{file.stem}: area {found['area']['value']:.2f}, {told}, {time.monotonic() - begun:.0f} s", flush=True)

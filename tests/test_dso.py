@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from trimtab import artifact
 from trimtab.errors import RunError, TaskError, UsageError
 from trimtab.evaluate import evaluate
+from trimtab.learners import fairness
 from trimtab.learners.dso import DSO, outcome
 from trimtab.learners.dso import run as learning
 from trimtab.learners.dso.run import Run
@@ -284,6 +285,25 @@ def test_a_step_takes_some_neighbours_of_many_items(model, task):
         run.aim.aims = dataclasses.replace(run.aim.aims, items_per_template=10)
         assert [i.id for i in run.aim.draw(0)[0][0]] == [i.id for i in many]
     assert {tuple(d) for d in drawn} == {(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)}
+
+
+@pytest.mark.parametrize("known_before", [True, False])
+def test_what_the_base_makes_of_few_listed_items_is_known_before_the_first_step(model, monkeypatch, known_before):
+    """Then no step asks the base again; of many each step asks, and is told the same."""
+    monkeypatch.setattr(fairness, "SCORED_AT_MOST", 99 if known_before else 0)
+    items = list(listed_task("the cook", "the guard").items)
+    run = Run(DSO(kl_windows=0), model, items, [], [], 0, None)
+    plain, _ = run.aim.scores([Known(i, e) for i, e in zip(items, model.encode(items), strict=True)])
+    asked = []
+    scores = run.aim.scores
+    with run.prepared():
+        monkeypatch.setattr(run.aim, "scores", lambda *given: asked.append(1) or scores(*given))
+        known = run.aim.known(items[::-1])
+        assert len(asked) == (not known_before)
+    assert [k.item for k in known] == items[::-1]
+    for k, s in zip(known[::-1], plain, strict=True):
+        torch.testing.assert_close(k.logp, s.logp, atol=1e-5, rtol=1e-5)
+        assert k.base_mass() == pytest.approx(float(s.log_mass), rel=1e-5)
 
 
 def test_accumulated_parts_keep_less_for_the_backward_pass(model, task, fit):

@@ -16,7 +16,7 @@ from trimtab import pictures
 from trimtab.errors import BadItem, NoChatTemplate, RunError, TaskError
 from trimtab.evaluate import Skipped, _with_bad_images, evaluate
 from trimtab.tasks import load_task
-from trimtab.testing import random_steering, tiny_task
+from trimtab.testing import random_steering, tiny, tiny_task
 from trimtab.types import Item, Message, Task
 
 
@@ -115,6 +115,21 @@ def test_items_that_the_model_cannot_be_shown_are_left_out_as_well(llama, neutra
         one = replace(task, items=tuple(item if i.id == item.id else i for i in task.items))
         with pytest.raises((BadItem, NoChatTemplate), match=why):
             run(llama, one, neutral_file)
+
+
+def test_an_item_too_long_to_be_looked_at_twice_is_left_out_where_it_would_be(neutral_file):
+    """Self-Debias shows an item again behind the answer; read once it is short enough."""
+    roomy = tiny("llama", max_position_embeddings=1024)
+    task = tiny_task(12, 12)
+    first = next(i for i in task.items if i.split == "test")
+    shown = replace(task, items=tuple(replace(i, prompt="word " * 120) if i is first else i for i in task.items))
+    assert run(roomy, shown, neutral_file, skip_bad=True).skipped == ()
+    with pytest.raises(BadItem, match=r"needs \d+ tokens"):
+        run(roomy, shown, neutral_file, baselines=["self-debias"])
+    found = run(roomy, shown, neutral_file, baselines=["self-debias"], skip_bad=True)
+    assert [s.id for s in found.skipped] == [first.id]
+    without = replace(task, items=tuple(i for i in task.items if i is not first))
+    assert found.results == run(roomy, without, neutral_file, baselines=["self-debias"]).results
 
 
 def test_each_file_is_opened_once_and_what_is_drawn_never(tmp_path, monkeypatch):

@@ -168,7 +168,7 @@ def evaluate(
     chosen = {name: _kept(name, items, skipped) for name, items in chosen.items()}
     if skip_bad:
         told = [None, instruction] if "instruction" in baselines or controls is not False else [None]
-        unfit = _that_do_not_fit(model, chosen, told)
+        unfit = _that_do_not_fit(model, chosen, told, twice=selfdebias.ARM in baselines)
         skipped = (*skipped, *unfit)
         chosen = {name: _kept(name, items, unfit) for name, items in chosen.items()}
     passages_of = {"neutral": _neutral(split, neutral or model.neutral)} | {
@@ -340,14 +340,19 @@ def _with_bad_images(chosen: Mapping[str, Sequence[Item]]) -> tuple[Skipped, ...
 
 
 def _that_do_not_fit(
-    model: SteerableModel, chosen: Mapping[str, Sequence[Item]], told: Sequence[str | None]
+    model: SteerableModel, chosen: Mapping[str, Sequence[Item]], told: Sequence[str | None], *, twice: bool
 ) -> tuple[Skipped, ...]:
-    """Items that the model cannot be shown: too long, images to a model without eyes, a chat without a template."""
+    """Items that the model cannot be shown: too long, images to a model without eyes, a chat without a template.
+
+    Told each of some instructions, and `twice` with its own answer before it, as Self-Debias shows an item again.
+    """
 
     def why_not(items: Sequence[Item]) -> str:
         try:
             for words in told:
                 model.encode(items, words)
+            if twice:
+                model.encode(list(map(selfdebias.at_its_longest, items)))
         except (BadItem, NoChatTemplate) as error:
             return str(error)
         return ""

@@ -57,10 +57,15 @@ def second_look(item: Item, answer: str) -> Item:
     return replace(item, prompt=f"{stem}{space}{answer}\n\n{REWRITE}\n\n{item.prompt}")
 
 
+def at_its_longest(item: Item) -> Item:
+    """The second look after the answer of most characters."""
+    return second_look(item, max((o.text for o in item.options), key=len))
+
+
 def longest(items: Sequence[Item]) -> Item:
-    """The second look of most characters."""
+    """Of the second looks at some items, the one of most characters."""
 
     def characters(item: Item) -> int:
         return len(item.prompt or "") + sum(len(m.content) for m in item.messages or ())
 
-    return max((second_look(i, max((o.text for o in i.options), key=len)) for i in items), key=characters)
+    return max(map(at_its_longest, items), key=characters)

@@ -49,6 +49,8 @@ REFERENCE_ITEMS = 4
 """Items of a template, at most, whose mean stands for the base's P(neither) and option mass there."""
 REFERENCES_AT_MOST = 1536
 """Items that the base scores for references before learning; with more templates it scores each step's items."""
+SCORED_AT_MOST = 512
+"""Ambiguous training items, at most, that the base scores before learning where terms compare item by item."""
 VALIDATION_AT_MOST = 240
 """Validation items looked at, half of them ambiguous."""
 STEP_AT_ONCE = 8192
@@ -109,6 +111,7 @@ class Fairness:
         self.listed = any(listed(i) for i in train if i.ambiguous)
         self.guards: list[Known] = []
         self.references: dict[str, tuple[float, float]] = {}
+        self.scored: dict[int, Known] = {}
         self.windows: list[Window] = []
         self.looked_at: tuple[list[Known], list[int]] = [], []
 
@@ -125,6 +128,7 @@ class Fairness:
             self.windows = self._cut_windows() if self.texts else []
             if exact:
                 self.references = self._base_of_templates()
+                self.scored = {} if self.references else self._base_of_few()
             if looks:
                 self.looked_at = self._chosen_validation()
             yield
@@ -165,6 +169,14 @@ class Fairness:
             mass = [k.base_mass() for k in mine]
             found[template] = sum(p) / len(p), sum(mass) / len(mass)
         return found
+
+    def _base_of_few(self) -> dict[int, Known]:
+        """Every ambiguous training item as the base scores it, by identity; empty where there are too many for that.
+
+        Of few items each is drawn in many steps, and a pass of the base over those of a step is a fifth of its time.
+        """
+        few = [i for i in self.train if i.ambiguous]
+        return {id(k.item): k for k in self._with_base(few)} if len(few) <= SCORED_AT_MOST else {}
 
     def _reference(self, known: Sequence[Known]) -> Tensor:
         """(items, 2): what P(neither) and the log mass of each item are compared with."""
@@ -241,6 +253,8 @@ class Fairness:
 
     def known(self, items: Sequence[Item]) -> list[Known]:
         """Items of a step: with the base's view where a term compares item by item."""
+        if self.scored:
+            return [self.scored[id(i)] for i in items]
         if not self.references:
             return self._with_base(items)
         return [Known(i, e) for i, e in zip(items, self.model.encode(items), strict=True)]
