@@ -200,7 +200,8 @@ def _described(case: Case, axis: str, stem: str) -> Steering:
     """The published recipe: the first principal component of an axis' descriptions at each of the middle blocks."""
 
     def fit() -> Steering:
-        pairs = contrasts.load(f"descriptions:{axis}:{stem}:100", seed=case.seed)
+        kind = "" if case.model.chats else ":text"
+        pairs = contrasts.load(f"descriptions:{axis}:{stem}{kind}:100", seed=case.seed)
         return trimtab.PCA(sites=middle(case.model)).fit(case.model, pairs, seed=case.seed)
 
     return case.once(f"described-{axis}-{stem}", fit, of_all_tasks=True)

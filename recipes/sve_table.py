@@ -58,6 +58,11 @@ def layers(model: SteerableModel) -> tuple[int, int]:
     return blocks - round(17 / 32 * blocks), blocks - round(5 / 32 * blocks)
 
 
+def described(model: SteerableModel, axis: str) -> str:
+    """Name of an axis' pairs: chats, or prompts for a model that was never taught to chat."""
+    return f"descriptions:{axis}" if model.chats else f"descriptions:{axis}:text"
+
+
 def on(axis: str, args: argparse.Namespace) -> str:
     """Name of an axis' task."""
     return f"bbq:{args.style}:{AXES[axis]}:divided"
@@ -74,7 +79,7 @@ def found(model: SteerableModel, axis: str, args: argparse.Namespace) -> ensembl
     folder = args.out / axis
     if not (folder / "eval" / "summary.json").exists():
         space = Space(
-            (source(f"descriptions:{axis}", numbers=PAIRS, seed=args.seed),), ("pca",), layers=layers(model)
+            (source(described(model, axis), numbers=PAIRS, seed=args.seed),), ("pca",), layers=layers(model)
         )  # fmt: skip
         task = trimtab.task(on(axis, args), data=args.data, seed=args.seed)
         search(
@@ -87,7 +92,7 @@ def found(model: SteerableModel, axis: str, args: argparse.Namespace) -> ensembl
 
 def merged(model: SteerableModel, members: Sequence[ensemble.Member], args: argparse.Namespace) -> ensemble.Member:
     """One vector of the axes' contrasts together, at the layers and the strength that the ISVs have on average."""
-    parts = [contrasts.load(f"descriptions:{m.name}:{PAIRS[0]}", seed=args.seed) for m in members]
+    parts = [contrasts.load(f"{described(model, m.name)}:{PAIRS[0]}", seed=args.seed) for m in members]
     low, high = layers(model)
     steering = PCA(sites=f"layers.{low}-{high}.out").fit(model, contrasts.merged(parts), seed=args.seed)
     return ensemble.Member("merged", steering, statistics.mean(abs(m.strength) for m in members))

@@ -7,9 +7,10 @@ from collections import Counter
 
 import pytest
 
+import trimtab
 from trimtab import contrasts, pictures
-from trimtab.errors import BadItem, NotFound, TaskError, UsageError
-from trimtab.testing import tiny_task
+from trimtab.errors import BadItem, NoChatTemplate, NotFound, TaskError, UsageError
+from trimtab.testing import tiny, tiny_task
 from trimtab.types import Example, Item, Message, Option, Task
 
 
@@ -137,6 +138,19 @@ def test_a_pair_differs_in_the_description_alone():
         assert (system.role, user.role, user, plus.answer) == ("system", "user", same, "")
         fair = system.content.removeprefix(contrasts.STEMS["act"]).removesuffix(".")
         assert other.content == f"{contrasts.STEMS['act']}{described[fair]}."
+
+
+def test_without_a_chat_the_same_words_are_paragraphs_of_a_prompt():
+    """Pair by pair what a chat holds, drawn alike; a base model reads them, which has no template for a chat."""
+    chats, texts = (contrasts.from_descriptions("age", n=30, chat=chat, seed=1) for chat in (True, False))
+    for side in ("positive", "negative"):
+        for chat, text in zip(getattr(chats, side), getattr(texts, side), strict=True):
+            system, user = chat.prompt
+            assert text.prompt == f"{system.content}\n\n{user.content}\n\n"
+    base = tiny("llama", chat=False)
+    with pytest.raises(NoChatTemplate, match="'descriptions:AXIS:text' makes prompts"):
+        trimtab.CAA().fit(base, chats, seed=0)
+    assert trimtab.CAA().fit(base, texts, seed=0).numbers() > 0
 
 
 def test_sentences_descriptions_and_stems_go_round_evenly_and_no_pair_comes_twice():
@@ -307,6 +321,8 @@ def test_a_spec_names_what_to_build(written, task_file):
     assert len(contrasts.load(f"{spec}@all", seed=0).positive) > len(train.positive)
     few = contrasts.load("descriptions:age+race:pretend:food:30", seed=2)
     assert few == contrasts.from_descriptions("age+race", "pretend", "food", n=30, seed=2)
+    plain = contrasts.load("descriptions:age+race:food:text:pretend:30", seed=2)
+    assert plain == contrasts.from_descriptions("age+race", "pretend", "food", n=30, chat=False, seed=2)
     assert len(contrasts.load("descriptions:all", seed=0).positive) == contrasts.PAIRS
     assert len(contrasts.load("descriptions:age:act:food", seed=0).positive) == 200
     path = written(GOOD)
@@ -323,6 +339,7 @@ def test_a_spec_names_what_to_build(written, task_file):
         ("items:", "nothing stands after 'items'"),
         ("descriptions:age:sing", "'sing' is no stem (act, pretend, express)"),
         ("descriptions:age:act:pretend", "one stem and one list at most"),
+        ("descriptions:age:text:text", "one stem and one list at most"),
         ("descriptions:ag", "did you mean 'age'"),
         ("descriptions:age:act:food:601", "make 1 to 600"),
         ("items:pronoun:0", "must be at least 1"),

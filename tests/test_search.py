@@ -579,6 +579,9 @@ def test_a_space_in_which_nothing_works_ends_in_a_sentence(task, tmp_path):
     described = Space((source("descriptions:gender", seed=0),), ("caa",))
     with pytest.raises(UsageError, match=r"no setting .* can be used: all 10 that were tried .*no chat template"):
         Job(task, described, trials=30, seed=0).work(base, tmp_path / "s.log", "s")
+    prompts = Space((source("descriptions:gender:text", seed=0),), ("caa",))
+    Job(task, prompts, trials=2, seed=0).work(base, tmp_path / "t.log", "t")
+    assert sum(map(notebook.counts, trials(tmp_path / "t.log", "t"))) == 2
 
 
 def test_a_setting_that_cannot_be_used_is_no_end(model, task, items, tmp_path):

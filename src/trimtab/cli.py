@@ -907,7 +907,8 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
         else:
             method.add_argument(
                 "--pairs", metavar="SPEC", action="append", required=name in lines,
-                help="items:TASK[@SPLIT][:N], descriptions:AXIS[:STEM][:LIST][:N] or jsonl:PATH; several are merged",
+                help="items:TASK[@SPLIT][:N], descriptions:AXIS[:STEM][:LIST][:text][:N] or jsonl:PATH; "
+                "several are merged",
             )  # fmt: skip
         method.add_argument(
             "--set", action="append", metavar="NAME=VALUE", help="any other setting; see docs/settings.md"
@@ -964,7 +965,8 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
     )
     search.add_argument(
         "--pairs", metavar="SPEC", action="append", required=True,
-        help="items:TASK[:N], descriptions:AXIS[:STEM][:LIST][:N] or jsonl:PATH; what is left out is searched; repeat",
+        help="items:TASK[:N], descriptions:AXIS[:STEM][:LIST][:text][:N] or jsonl:PATH; what is left out is "
+        "searched; repeat",
     )  # fmt: skip
     search.add_argument("--learner", default="caa,pca", help="learners parted by commas (default caa,pca)")
     search.add_argument("--layers", metavar="FIRST-LAST", help="blocks that may be steered, from 0 (default: all)")

@@ -1,7 +1,8 @@
 """Where contrasts come from: benchmark items, descriptions of a person, or a file of your own.
 
     items:TASK[@SPLIT][:N]              the biased against the unbiased answer to a task's items
-    descriptions:AXIS[:STEM][:LIST][:N] a model told to be fair against the same told to be prejudiced
+    descriptions:AXIS[:STEM][:LIST][:text][:N]
+                                        a model told to be fair against the same told to be prejudiced
     jsonl:PATH                          yours
 
 `positive` is always the side to steer towards: the unbiased answer, the fair description. A task's own name may hold
@@ -10,7 +11,7 @@ colons; N is a number of pairs, drawn by the seed.
 The descriptions are those of Siddique et al., arXiv 2503.05371, in their structure: system "{stem}{description}.",
 user a sentence, for nine axes of bias (the categories of BBQ), twelve pairs of descriptions an axis, three stems. The
 stems are the paper's; descriptions (data/descriptions.txt) and sentences (data/sentences.txt, ten lists of fifty) are
-our own words.
+our own words. With `text` the same words are a prompt and no chat, for models without a chat template.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ STEMS = {
 }
 PAIRS = 200
 """Pairs of descriptions where no number is given."""
+TEXT = "text"
+"""In a spec: descriptions as a prompt and no chat."""
 KINDS = {
     "items": "items:TASK[@SPLIT][:N]",
-    "descriptions": "descriptions:AXIS[+AXIS][:STEM][:LIST][:N]",
+    "descriptions": "descriptions:AXIS[+AXIS][:STEM][:LIST][:text][:N]",
     "jsonl": "jsonl:PATH",
 }
 Against = Literal["anti", "neither"]
@@ -233,6 +236,7 @@ def from_descriptions(
     said: str | Sequence[str] | None = None,
     *,
     n: int = PAIRS,
+    chat: bool = True,
     seed: int,
 ) -> Contrast:
     """`n` pairs of chats that differ in the description p or d of their system turn: "{stem}{p}." against "{stem}{d}.".
@@ -240,7 +244,8 @@ def from_descriptions(
     `descriptions` is an axis ("age"), several ("age+race"), "all", or pairs (fair, prejudiced) of your own; `stems`
     one name of STEMS, several, or stems of your own; `said` the name of a list of sentences, sentences of your own,
     or None for all lists. Sentences are drawn by the seed, none twice before all were used, and descriptions and stems
-    go round evenly; no pair comes twice. The chat ends where the model's answer begins.
+    go round evenly; no pair comes twice. The chat ends where the model's answer begins; without `chat` both turns are
+    paragraphs of one prompt, and what comes next is the model's.
 
     Raises UsageError for an unknown name and where there are fewer different pairs than `n`; equal descriptions are
     refused.
@@ -266,14 +271,18 @@ def from_descriptions(
     for k in range(n):
         # Both go round; where they would meet again, frames move on by one, so that no pair comes twice.
         stem, p, d = frames[(k + k // again) % len(frames)]
-        user = Message("user", heard[k % len(heard)])
-        positive.append(Example((Message("system", f"{stem}{p}."), user)))
-        negative.append(Example((Message("system", f"{stem}{d}."), user)))
+        user = heard[k % len(heard)]
+        positive.append(_told(f"{stem}{p}.", user, chat))
+        negative.append(_told(f"{stem}{d}.", user, chat))
     source = (
-        f"system turns '{begun[0]}...' with {len(described)} pairs of descriptions ({name}) and {len(begun)} stems, "
-        f"before {min(n, len(heard))} sentences; drawn by seed {seed}"
+        f"{'system turns' if chat else 'prompts that begin'} '{begun[0]}...' with {len(described)} pairs of "
+        f"descriptions ({name}) and {len(begun)} stems, before {min(n, len(heard))} sentences; drawn by seed {seed}"
     )
     return Contrast(f"descriptions:{name}", tuple(positive), tuple(negative), source=source)
+
+
+def _told(system: str, user: str, chat: bool) -> Example:
+    return Example((Message("system", system), Message("user", user)) if chat else f"{system}\n\n{user}\n\n")
 
 
 def _from_words(spec: str, words: list[str], n: int | None, seed: int) -> Contrast:
@@ -281,16 +290,17 @@ def _from_words(spec: str, words: list[str], n: int | None, seed: int) -> Contra
     lists = sentences()
     stems = [w for w in rest if w in STEMS]
     named = [w for w in rest if w in lists]
-    if unknown := [w for w in rest if w not in STEMS and w not in lists]:
+    if unknown := [w for w in rest if w not in STEMS and w not in lists and w != TEXT]:
         raise UsageError(
-            f"pairs '{spec}': '{unknown[0]}' is no stem ({', '.join(STEMS)}), list of sentences ({', '.join(lists)}) "
-            "or number"
+            f"pairs '{spec}': '{unknown[0]}' is no stem ({', '.join(STEMS)}), list of sentences ({', '.join(lists)}), "
+            f"'{TEXT}' or number"
         )
-    if len(stems) > 1 or len(named) > 1:
+    if len(stems) > 1 or len(named) > 1 or rest.count(TEXT) > 1:
         raise UsageError(f"pairs '{spec}': expected {KINDS['descriptions']}, with one stem and one list at most")
     said = named[0] if named else None
     most = len(_described(axis)[1]) * (1 if stems else len(STEMS)) * len(_said(said))
-    return from_descriptions(axis, stems[0] if stems else tuple(STEMS), said, n=n or min(PAIRS, most), seed=seed)
+    begun = stems[0] if stems else tuple(STEMS)
+    return from_descriptions(axis, begun, said, n=n or min(PAIRS, most), chat=TEXT not in rest, seed=seed)
 
 
 def _described(given: str | Sequence[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:

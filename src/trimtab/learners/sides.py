@@ -114,8 +114,8 @@ def tokens(model: SteerableModel, contrast: Contrast, *, needs_pairs: int = 0) -
 def _rows(model: SteerableModel, examples: Sequence[Example]) -> list[tuple[int, ...]]:
     try:
         return _in_parts(model, examples)
-    except NoChatTemplate:
-        raise
+    except NoChatTemplate as error:
+        raise NoChatTemplate(f"{error}; 'descriptions:AXIS:text' makes prompts of descriptions") from None
     except ModelError:
         folded = [_without_system(e) for e in examples]
         if folded == list(examples):

@@ -139,6 +139,7 @@ class Described:
     lists: tuple[str, ...]
     numbers: tuple[int, ...]
     seed: int
+    chat: bool = True
 
     def choose(self, pick: Pick, named: Callable[[str, Sequence[Any]], str]) -> Recipe:
         """Ask for what is open."""
@@ -159,6 +160,7 @@ class Described:
             tuple(contrasts.STEMS) if recipe.stem == ALL else recipe.stem,
             None if recipe.sentences == ALL else recipe.sentences,
             n=recipe.number,
+            chat=self.chat,
             seed=self.seed,
         )
         return replace(found, name=f"descriptions:{self.axis}")
@@ -167,7 +169,7 @@ class Described:
         """What of it must not change while a study is going on."""
         return {
             "descriptions": list(self.descriptions), "stem": list(self.stems), "sentences": list(self.lists),
-            "number": list(self.numbers),
+            "number": list(self.numbers), **({} if self.chat else {"chat": False}),
         }  # fmt: skip
 
 
@@ -210,7 +212,7 @@ def _described(spec: str, words: Sequence[str], numbers: tuple[int, ...], seed: 
     names = list(known) if axis == ALL else axis.split("+")
     told: dict[str, str | list[tuple[str, str]]] = {ALL: axis}
     told |= {f"{p} | {d}": [(p, d)] for name in names for p, d in known[name]}
-    return Described(spec, axis, told, stems, lists, numbers, seed)
+    return Described(spec, axis, told, stems, lists, numbers, seed, chat=contrasts.TEXT not in words)
 
 
 # -- the space
