@@ -1,7 +1,9 @@
 """Every method under one budget: `recipes/compare.sh`, or with `--table` the table of what is there.
 
 For each model, task and seed, every method is learned on training items, tuned with the same number of evaluations on
-the same validation items, and measured on test items. What is tuned is a method's variant and its strength.
+the same validation items, and measured on test items. What is tuned is a method's variant and its strength. DSO and
+LoRA say how far their dial goes and are tried at even stops up to there; how much of a direction or of a map is too
+much nothing says, so its strengths are searched, of both signs (see `following`).
 
     cost of a strength = the largest of
         points of accuracy lost where the text settles the answer,
@@ -51,6 +53,8 @@ STEPS = {"pronoun": 200, "winobias": 60, "bbq": 40}
 step takes many times as long. Chosen for the time that they take, before any result was seen."""
 DRAWN = {"bbq": {"concepts_per_step": 10, "items_per_template": 2}}
 """What a step of DSO and of LoRA draws where the default, which fits short prompts, would take minutes."""
+SEARCHED = ("lineas", "linear-act", "leace", "caa", "pca", "iti", "isv", "sve")
+"""Methods whose strengths are searched."""
 UNDRAWN = ("instruction", "self-debias")
 """Methods in which nothing is drawn: one seed says what three would, as these tasks' splits are fixed."""
 SIZES = {"bbq": (100, 200)}
@@ -77,15 +81,19 @@ class Variant:
 
     name: str
     steering: Steering | None
-    strengths: tuple[float, ...]
+    strengths: tuple[float, ...] = ()
+    tries: int = 0
+    """Evaluations in which strengths are searched where none are given."""
     baseline: str | None = None
     instruction: str = INSTRUCTION
 
 
-def stops(variants: int, top: float) -> tuple[float, ...]:
-    """The strengths of each of so many variants, evenly up to the highest, that use up the budget."""
-    each = BUDGET // variants
-    return tuple(round(top * (n + 1) / each, 4) for n in range(each))
+STOPS = tuple(round((n + 1) / BUDGET, 4) for n in range(BUDGET))
+"""Strengths of what was learned for a dial from 0 to 1."""
+FACTOR = 4.0
+"""What a strength is multiplied or divided by until both a cheap and a dear one are known."""
+TUNING = "searched"
+"""Of a unit whose method has its strengths searched: units from before, with fixed ones up to 2, are computed anew."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ def _dso(case: Case) -> Steering:
 
 
 def dso(case: Case) -> Iterator[Variant]:
-    yield Variant("default", _dso(case), stops(1, 1.0))
+    yield Variant("default", _dso(case), STOPS)
 
 
 FIRM = {"unambiguous_guard": 6.0, "unambiguous_per_step": 30}
@@ -148,33 +156,36 @@ area under the frontier went from 0.43 to 0.75."""
 def firm(case: Case) -> Iterator[Variant]:
     learner = trimtab.DSO(steps=STEPS[case.name], **{**FIRM, **DRAWN.get(case.name, {})})
     made = case.once("dso-firm", lambda: learner.fit(case.model, case.task, seed=case.seed))
-    yield Variant("firm guard", made, stops(1, 1.0))
+    yield Variant("firm guard", made, STOPS)
 
 
 def random(case: Case) -> Iterator[Variant]:
     """A direction of the same norms as DSO's, at the same strengths."""
-    yield Variant("of dso", _dso(case).random(case.seed), stops(1, 1.0))
+    yield Variant("of dso", _dso(case).random(case.seed), STOPS)
 
 
 def lora(case: Case) -> Iterator[Variant]:
     learner = LoRA(steps=STEPS[case.name], **DRAWN.get(case.name, {}))
     made = case.once("lora", lambda: learner.fit(case.model, case.task, seed=case.seed))
-    yield Variant("default", made, stops(1, 1.0))
+    yield Variant("default", made, STOPS)
 
 
 def lineas(case: Case) -> Iterator[Variant]:
-    """At the published learning rate, and where that diverges at a tenth of it and so on, as the refusal advises."""
+    """At the highest learning rate that is not refused as diverging, from the published one down by tenths, and at a
+    tenth of that: one that is not refused may still be too high."""
     kind = trimtab.LinEAS(steps=STEPS[case.name])
-
-    def fit() -> Steering:
-        for fall in range(7):
-            try:
-                return _fitted(replace(kind, learning_rate=kind.learning_rate / 10**fall), case, case.model)
-            except UsageError as error:
-                print(f"{case.learned.name}: {error}", flush=True)
-        raise UsageError("LinEAS diverges at every learning rate tried")
-
-    yield Variant(f"{kind.steps} steps", case.once("lineas", fit), stops(1, 1.0))
+    taken = 0
+    for fall in range(7):
+        slower = replace(kind, learning_rate=kind.learning_rate / 10**fall)
+        try:
+            made = case.once(f"lineas-{fall}", partial(_fitted, slower, case, case.model))
+        except UsageError as error:
+            print(f"{case.learned.name}: {error}", flush=True)
+            continue
+        yield Variant(f"rate {slower.learning_rate:g}", made, tries=BUDGET // 2)
+        taken += 1
+        if taken == 2:
+            return
 
 
 def _fitted(learner: Any, case: Case, model: SteerableModel) -> Steering:
@@ -182,7 +193,7 @@ def _fitted(learner: Any, case: Case, model: SteerableModel) -> Steering:
     return made
 
 
-def by_sites(name: str, kind: Any, sites: Sequence[str | None], top: float, *, recalled: bool = False) -> Method:
+def by_sites(name: str, kind: Any, sites: Sequence[str | None], *, recalled: bool = False) -> Method:
     """A learner of contrasts at each of some sites; None is its default, "middle" the middle blocks."""
 
     def method(case: Case) -> Iterator[Variant]:
@@ -191,7 +202,7 @@ def by_sites(name: str, kind: Any, sites: Sequence[str | None], top: float, *, r
             label = where or "default"
             fit = partial(_fitted, kind(**settings), case, case.reader if recalled else case.model)
             made = case.once(f"{name}-{label.replace('*', 'all')}", fit)
-            yield Variant(label, made, stops(len(sites), top))
+            yield Variant(label, made, tries=BUDGET // len(sites))
 
     return method
 
@@ -210,24 +221,24 @@ def _described(case: Case, axis: str, stem: str) -> Steering:
 def isv(case: Case) -> Iterator[Variant]:
     """The direction of the axis that the task is about, by either stem: the published system at this small budget."""
     for stem in ("act", "express"):
-        yield Variant(stem, _described(case, "gender", stem), stops(2, 2.0))
+        yield Variant(stem, _described(case, "gender", stem), tries=BUDGET // 2)
 
 
 def sve(case: Case) -> Iterator[Variant]:
     """The mean of the nine axes' directions."""
     for how in ("mean", "renormalised"):
         members = [ensemble.Member(axis, _described(case, axis, "act")) for axis in contrasts.axes()]
-        yield Variant(how, ensemble.combine(members, how), stops(2, 2.0))
+        yield Variant(how, ensemble.combine(members, how), tries=BUDGET // 2)
 
 
 def instruction(case: Case) -> Iterator[Variant]:
     for n, words in enumerate(INSTRUCTIONS):
-        yield Variant(str(n), None, (), "instruction", words)
+        yield Variant(str(n), None, baseline="instruction", instruction=words)
 
 
 def self_debias(case: Case) -> Iterator[Variant]:
     """Has nothing to tune: it spends one evaluation."""
-    yield Variant("default", None, (), "self-debias")
+    yield Variant("default", None, baseline="self-debias")
 
 
 METHODS: dict[str, Method] = {
@@ -235,11 +246,11 @@ METHODS: dict[str, Method] = {
     "dso-firm": firm,
     "lora": lora,
     "lineas": lineas,
-    "linear-act": by_sites("linear-act", trimtab.LinearAcT, (None, "layers.*.out"), 1.0),
-    "leace": by_sites("leace", trimtab.LEACE, (None, "middle"), 1.0),
-    "caa": by_sites("caa", trimtab.CAA, (None, "middle"), 2.0, recalled=True),
-    "pca": by_sites("pca", trimtab.PCA, (None, "middle"), 2.0, recalled=True),
-    "iti": by_sites("iti", trimtab.ITI, (None,), 2.0, recalled=True),
+    "linear-act": by_sites("linear-act", trimtab.LinearAcT, (None, "layers.*.out")),
+    "leace": by_sites("leace", trimtab.LEACE, (None, "middle")),
+    "caa": by_sites("caa", trimtab.CAA, (None, "middle"), recalled=True),
+    "pca": by_sites("pca", trimtab.PCA, (None, "middle"), recalled=True),
+    "iti": by_sites("iti", trimtab.ITI, (None,), recalled=True),
     "isv": isv,
     "sve": sve,
     "instruction": instruction,
@@ -294,6 +305,43 @@ def priced(found: Evaluation, task: Task, seed: int) -> list[frontier.Point]:
     ]
 
 
+def following(points: Sequence[frontier.Point]) -> float:
+    """The strength to try next, by what was seen on validation items: the base, then what was tried, if anything.
+
+    First 1, and a quarter of that and so on until one costs no more than the most that is allowed. Of those that do, b
+    is the one that leaves least bias. If it leaves no more than the base has, the next is four times b, or the
+    geometric mean of b and the next larger one that was tried. If it leaves more, nothing helps so far: the next is -b
+    where no negative one was tried, and a quarter of the smallest in b's direction after that.
+    """
+    if not points[1:]:
+        return 1.0
+    base, *tried = points
+    smallest = min(abs(p.strength) for p in tried)
+    affordable = [p for p in tried if 100 * p.loss.value <= max(COSTS)]
+    if not affordable:
+        return smallest / FACTOR
+    best = min(affordable, key=lambda p: (p.bias.value, -abs(p.strength)))
+    if best.bias.value > base.bias.value:
+        both = any(p.strength < 0 for p in tried)
+        return math.copysign(smallest / FACTOR, best.strength) if both else -best.strength
+    beyond = [p.strength for p in tried if p.strength / best.strength > 1]
+    if not beyond:
+        return FACTOR * best.strength
+    return math.copysign(math.sqrt(best.strength * min(beyond, key=abs)), best.strength)
+
+
+def tuned(case: Case, variant: Variant, limit: int) -> list[frontier.Point]:
+    """The base and the variant at the strengths that are to be tried, on validation items; the base first."""
+    if not variant.tries:
+        return priced(measured(case, variant, split="validation", limit=limit), case.task, case.seed)
+    found: list[frontier.Point] = []
+    for _ in range(variant.tries):
+        one = replace(variant, strengths=(following(found),))
+        seen = priced(measured(case, one, split="validation", limit=limit), case.task, case.seed)
+        found = [*(found or seen[:1]), *seen[1:]]
+    return [found[0], *sorted(found[1:], key=lambda p: p.strength)]
+
+
 def cheapest(points: Sequence[frontier.Point], allowed: float) -> int:
     """The number of the least biased point whose cost is at most so many percent."""
     within = [n for n, p in enumerate(points) if n == 0 or 100 * p.loss.value <= allowed + 1e-9]
@@ -312,23 +360,25 @@ def run(case: Case, name: str, limits: tuple[int, int]) -> dict[str, Any]:
     begun = time.monotonic()
     tried: list[tuple[float, int, Variant, list[frontier.Point]]] = []
     for variant in METHODS[name](case):
-        found = priced(measured(case, variant, split="validation", limit=limits[0]), case.task, case.seed)
+        found = tuned(case, variant, limits[0])
+        variant = replace(variant, strengths=tuple(p.strength for p in found[1:])) if variant.tries else variant
         tried.append((frontier.area(found, worst=max(COSTS) / 100).value, -len(tried), variant, found))
-    tuned = time.monotonic() - begun
+    spent = time.monotonic() - begun
     area, _, best, seen = max(tried, key=lambda t: t[:2])
     test = measured(case, best, split="test", limit=limits[1])
     found = priced(test, case.task, case.seed)
     whole = frontier.area(found, worst=max(COSTS) / 100)
     return {
-        "method": name, "variant": best.name, "evaluations": sum(len(p) - 1 for *_, p in tried),
-        "validation_area": area, "area": {"value": whole.value, "low": whole.low, "high": whole.high},
+        "method": name, "variant": best.name, **({"tuning": TUNING} if best.tries else {}),
+        "evaluations": sum(len(p) - 1 for *_, p in tried), "validation_area": area,
+        "area": {"value": whole.value, "low": whole.low, "high": whole.high},
         "left": {f"{c:g}": left(found[cheapest(seen, c)], found[0]) for c in COSTS},
         "base": {
             "bias": found[0].bias.value, "capability": found[0].capability.value,
             "at_chance": frontier.at_chance(list(case.bases["test"].records), seed=case.seed, resamples=RESAMPLES),
         },
         "points": [left(p, found[0]) for p in found],
-        "seconds_to_learn_and_tune": round(tuned), "numbers": best.steering.numbers() if best.steering else 0,
+        "seconds_to_learn_and_tune": round(spent), "numbers": best.steering.numbers() if best.steering else 0,
         "results": [r for r in test.results if not r["metric"].endswith("_difference")],
     }  # fmt: skip
 
@@ -342,6 +392,11 @@ def units_in(out: Path) -> list[dict[str, Any]]:
     lines += [path.read_text() for path in sorted(out.glob("*.json"))]
     found = {(u["model"], u["task"], u["seed"], u["method"]): u for u in map(json.loads, lines)}
     return [{k: v for k, v in found[key].items() if k != "results"} for key in sorted(found)]
+
+
+def old(unit: dict[str, Any]) -> bool:
+    """Whether its method has its strengths searched now, and had them fixed when it was computed."""
+    return unit["method"] in SEARCHED and unit.get("tuning") != TUNING
 
 
 def table(units: Sequence[dict[str, Any]]) -> str:
@@ -410,7 +465,8 @@ def _cell(units: Sequence[dict[str, Any]]) -> str:
     low, high = ([u["left"][f"{c:g}"] for u in units] for c in COSTS)
     at_low = f"{100 * statistics.mean(f['value'] for f in low):.0f}"
     at_high = _mean(high, 100, "") if any(f["low"] != f["high"] for f in high) else "100"
-    return f"{at_low}; {at_high}; {statistics.mean(u['area']['value'] for u in units):.2f}"
+    mark = " †" if any(map(old, units)) else ""
+    return f"{at_low}; {at_high}; {statistics.mean(u['area']['value'] for u in units):.2f}{mark}"
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -442,14 +498,14 @@ def main() -> None:
     out = Path(args.out)
     seeds = [int(seed) for seed in args.seeds.split(",")]
     wanted = itertools.product(args.models.split(","), seeds, args.tasks.split(","), args.methods.split(","))
-    there = {(u["model"], u["seed"], u["task"], u["method"]) for u in units_in(out)}
+    there = {(u["model"], u["seed"], u["task"], u["method"]) for u in units_in(out) if not old(u)}
     models: dict[str, SteerableModel] = {}
     cases: dict[str, Case] = {}
     for name, seed, task_name, method in () if args.table else wanted:
         label = f"{name.replace(':', '-')}.{task_name}.{seed}"
         file = out / f"{label}.{method}.json"
         known = {s for m, s, t, k in there if (m, t, k) == (name, task_name, method)}
-        if seed in known or file.exists() or (method in UNDRAWN and (known or seed != seeds[0])):
+        if seed in known or (method in UNDRAWN and (known or seed != seeds[0])):
             continue
         if name not in models:
             models, cases = {name: trimtab.load(name)}, {}

@@ -234,7 +234,7 @@ def points(
     seed: int,
     resamples: int = 2000,
 ) -> list[Point]:
-    """The base, then every method at every strength above 0, each paired with the base.
+    """The base, then every method at every strength other than 0, each paired with the base.
 
     `records` and `texts` are those of one run, whose arms are then the methods, or of several runs of one model by
     label: LABEL is then the method of a run's steering, and LABEL/instruction and so on of its other arms. The
