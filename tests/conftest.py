@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +27,17 @@ from trimtab.types import SPLITS, Item  # noqa: E402
 
 if TYPE_CHECKING:
     from trimtab.model import SteerableModel
+
+
+def script(path: str) -> ModuleType:
+    """A script of the repository that is in no package, as a module: "recipes/compare.py"."""
+    file = Path(__file__).parents[1] / path
+    spec = importlib.util.spec_from_file_location(f"{file.parent.name}_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)

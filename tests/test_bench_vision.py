@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from conftest import script
 from trimtab.vision import FIRST
 
-BENCH = Path(__file__).resolve().parents[1] / "bench" / "vision.py"
-
-
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("bench_vision", BENCH)
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = made  # its dataclasses look their module up
-    spec.loader.exec_module(made)
-    yield made
-    del sys.modules[spec.name]
+bench = script("bench/vision.py")
 
 
 @pytest.mark.parametrize(
     ("name", "published", "untied"),
     [("qwen2.5-vl-7b", 8_292_166_656, 0), ("gemma-3-4b", 4_300_079_472, 262208 * 2560)],
 )
-def test_a_shape_has_as_many_weights_as_the_published_model(bench, name, published, untied):
+def test_a_shape_has_as_many_weights_as_the_published_model(name, published, untied):
     model = bench.SHAPES[name].made("meta")
     assert sum(p.numel() for p in model.hf.parameters()) == published + untied
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "gemma-3-4b"])
-def test_a_small_one_learns_about_images_of_as_many_tokens_as_it_is_told(bench, name):
+def test_a_small_one_learns_about_images_of_as_many_tokens_as_it_is_told(name):
     shape = bench.SMALL[name]
     model, items = shape.made(dtype=torch.float32), bench.made_up(4, shape.pixels)
     assert bench.learned_tokens(model, items, {"positions": "all"}) > 0

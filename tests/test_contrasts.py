@@ -148,7 +148,7 @@ def test_without_a_chat_the_same_words_are_paragraphs_of_a_prompt():
             system, user = chat.prompt
             assert text.prompt == f"{system.content}\n\n{user.content}\n\n"
     base = tiny("llama", chat=False)
-    with pytest.raises(NoChatTemplate, match="'descriptions:AXIS:text' makes prompts"):
+    with pytest.raises(NoChatTemplate, match="'descriptions:AXIS:text' makes prompts of them"):
         trimtab.CAA().fit(base, chats, seed=0)
     assert trimtab.CAA().fit(base, texts, seed=0).numbers() > 0
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,23 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import script
 from trimtab.roomworld import any_scene, draw, language
 from trimtab.roomworld.language import caption, exchanges, passages, prompt
 from trimtab.tasks import load_task
 from trimtab.types import IMAGE
 
-
-def _recipe() -> ModuleType:
-    file = Path(__file__).parents[1] / "recipes" / "roomworld.py"
-    spec = importlib.util.spec_from_file_location("roomworld_recipe", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-recipe = _recipe()
+recipe = script("recipes/roomworld.py")
 SMALL = recipe.Plan(seed=0, steps=6, rows=3, hidden=32, vision_layers=1, text_layers=2, heads=2, warm_up=2)
 
 

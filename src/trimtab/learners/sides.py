@@ -100,7 +100,12 @@ def tokens(model: SteerableModel, contrast: Contrast, *, needs_pairs: int = 0) -
         raise TaskError(f"contrast '{name}' has no pairs, and differences of pairs are what is learned from here")
     if len(plus) < needs_pairs:
         raise TaskError(f"contrast '{name}' has {len(plus)} pairs; at least {needs_pairs} are needed")
-    rows = _rows(model, (*plus, *minus))
+    try:
+        rows = _rows(model, (*plus, *minus))
+    except NoChatTemplate as error:
+        if "descriptions:" not in name:
+            raise
+        raise NoChatTemplate(f"{error}; 'descriptions:AXIS:text' makes prompts of them") from None
     ours, theirs = rows[: len(plus)], rows[len(plus) :]
     if contrast.paired:
         for n, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1):
@@ -114,8 +119,8 @@ def tokens(model: SteerableModel, contrast: Contrast, *, needs_pairs: int = 0) -
 def _rows(model: SteerableModel, examples: Sequence[Example]) -> list[tuple[int, ...]]:
     try:
         return _in_parts(model, examples)
-    except NoChatTemplate as error:
-        raise NoChatTemplate(f"{error}; 'descriptions:AXIS:text' makes prompts of descriptions") from None
+    except NoChatTemplate:
+        raise
     except ModelError:
         folded = [_without_system(e) for e in examples]
         if folded == list(examples):
