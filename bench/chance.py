@@ -35,8 +35,8 @@ def main() -> None:
     )  # fmt: skip
     concepts: dict[str, list[float]] = defaultdict(list)
     for record in found.records:
-        if record.ambiguous:
-            by_role = dict(zip(record.roles, record.p, strict=True))
+        by_role = dict(zip(record.roles, record.p, strict=True))
+        if record.ambiguous and {"pro", "anti"} <= set(by_role):
             concepts[record.concept].append(by_role["pro"] - by_role["anti"])
     signs = np.random.default_rng(0)
     differences = [np.array(d) for d in concepts.values()]
