@@ -123,7 +123,7 @@ class Case:
         """What was learned before under that name, or is now; what no task has a part in, once for all of them."""
         home = self.learned
         if of_all_tasks:
-            home = home.with_name(f"{self.model.name.replace(':', '-')}.all.{self.seed}")
+            home = home.with_name(f"{plain(self.model.name)}.all.{self.seed}")
         folder = home / name
         if not (folder / artifact.CARD).is_file():
             artifact.save(fit(), folder)
@@ -131,6 +131,11 @@ class Case:
 
 
 Method = Callable[[Case], Iterator[Variant]]
+
+
+def plain(model: str) -> str:
+    """A model's name as a part of a file's name."""
+    return model.replace(":", "-").replace("/", "-")
 
 
 def middle(model: SteerableModel) -> str:
@@ -390,8 +395,16 @@ def units_in(out: Path) -> list[dict[str, Any]]:
     """The units that were computed, in the records or in the output folder, without their rows of figures."""
     lines = RECORDS.read_text().splitlines() if RECORDS.exists() else []
     lines += [path.read_text() for path in sorted(out.glob("*.json"))]
-    found = {(u["model"], u["task"], u["seed"], u["method"]): u for u in map(json.loads, lines)}
+    found = {
+        (u["model"], u["task"], u["seed"], u["method"], tuple(u.get("items", usual(u["task"])))): u
+        for u in map(json.loads, lines)
+    }
     return [{k: v for k, v in found[key].items() if k != "results"} for key in sorted(found)]
+
+
+def usual(task: str) -> list[int]:
+    """How many validation and test items a task is measured on where nothing else is asked for."""
+    return list(SIZES.get(task, (200, 400)))
 
 
 def old(unit: dict[str, Any]) -> bool:
@@ -495,15 +508,28 @@ def main() -> None:
         "--readme", action="store_true", help="write the summary into README.md, and its figures to bench/records"
     )
     args = parser.parse_args()
+    if args.readme and (args.validation or args.test):
+        parser.error(
+            "README holds the figures of the usual number of items: give --readme without --validation, --test"
+        )
     out = Path(args.out)
+
+    def sizes(task: str) -> list[int]:
+        return [asked or n for asked, n in zip((args.validation, args.test), usual(task), strict=True)]
+
+    def there_are() -> list[dict[str, Any]]:
+        return [u for u in units_in(out) if u.get("items", usual(u["task"])) == sizes(u["task"])]
+
     seeds = [int(seed) for seed in args.seeds.split(",")]
     wanted = itertools.product(args.models.split(","), seeds, args.tasks.split(","), args.methods.split(","))
-    there = {(u["model"], u["seed"], u["task"], u["method"]) for u in units_in(out) if not old(u)}
+    there = {(u["model"], u["seed"], u["task"], u["method"]) for u in there_are() if not old(u)}
     models: dict[str, SteerableModel] = {}
     cases: dict[str, Case] = {}
     for name, seed, task_name, method in () if args.table else wanted:
-        label = f"{name.replace(':', '-')}.{task_name}.{seed}"
-        file = out / f"{label}.{method}.json"
+        label = f"{plain(name)}.{task_name}.{seed}"
+        items = sizes(task_name)
+        of_items = "" if items == usual(task_name) else f".{items[0]}-{items[1]}"
+        file = out / f"{label}{of_items}.{method}.json"
         known = {s for m, s, t, k in there if (m, t, k) == (name, task_name, method)}
         if seed in known or (method in UNDRAWN and (known or seed != seeds[0])):
             continue
@@ -512,16 +538,14 @@ def main() -> None:
         if label not in cases:
             task = trimtab.task(TASKS[task_name], data=args.data, seed=seed)
             cases = {label: Case(models[name], task, task_name, seed, out / "learned" / label)}
-        usual = SIZES.get(task_name, (200, 400))
-        sizes = (args.validation or usual[0], args.test or usual[1])
         begun = time.monotonic()
-        found = run(cases[label], method, sizes)
+        found = run(cases[label], method, (items[0], items[1]))
         dtype = str(models[name].dtype).removeprefix("torch.")
-        unit = {"model": name, "dtype": dtype, "task": task_name, "seed": seed, "items": sizes, **found}
+        unit = {"model": name, "dtype": dtype, "task": task_name, "seed": seed, "items": items, **found}
         write_whole(file, (json.dumps(unit, indent=1) + "\n").encode())
         told = ", ".join(f"{100 * found['left'][f'{c:g}']['value']:.0f} % left at cost {c:g}" for c in COSTS)
         print(f"{file.stem}: area {found['area']['value']:.2f}, {told}, {time.monotonic() - begun:.0f} s", flush=True)
-    units = units_in(out)
+    units = there_are()
     print(table(units))
     if args.readme:
         write_whole(RECORDS, "".join(json.dumps(u) + "\n" for u in units).encode())

@@ -185,10 +185,24 @@ def main() -> None:
     args.out = args.out or Path("runs") / f"sve-{args.model.replace(':', '-').replace('/', '-')}"
     notes = args.out / "figures.json"
     units: dict[str, Figure] = json.loads(notes.read_text()) if notes.exists() else {}
+    settle(args)
     if not args.table:
         compute(units, notes, args)
     print(table(units, args))
     print(chance(units))
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Refuse a folder with figures of other settings; a table is shown under those that its figures have."""
+    asked = {name: getattr(args, name) for name in ("model", "style", "trials", "items", "test", "seed")}
+    notes = args.out / "settings.json"
+    held = json.loads(notes.read_text()) if notes.exists() else asked
+    if args.table:
+        vars(args).update(held)
+    elif differing := [f"{name} {held[name]}, not {value}" for name, value in asked.items() if held[name] != value]:
+        raise SystemExit(f"{args.out} holds figures of other settings ({'; '.join(differing)}): give another --out")
+    elif not notes.exists():
+        write_whole(notes, (json.dumps(asked, indent=1) + "\n").encode())
 
 
 def compute(units: dict[str, Figure], notes: Path, args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -50,3 +51,30 @@ def test_what_does_nothing_is_turned_up_and_what_ruins_the_model_down():
     assert search(lambda w: 0.1, lambda w: 1e9, tries=3) == [1, 0.25, 0.0625]
     nothing = float("nan")
     assert search(lambda w: 0.1, lambda w: nothing, tries=3) == [1, 0.25, 0.0625]
+
+
+def test_a_model_by_its_folder_or_with_an_owner_has_files_of_its_own(tmp_path):
+    """Where they are looked for again: in the output folder itself."""
+    for name in ("owner/model-1b", "/models/mine", "demo:smollm2"):
+        home = tmp_path / f"{recipe.plain(name)}.pronoun.0"
+        assert home.parent == tmp_path
+        home.with_name(f"{recipe.plain(name)}.all.0")
+
+
+def test_figures_of_other_numbers_of_items_are_not_taken_for_those_asked_for(tmp_path, monkeypatch, capsys):
+    unit = {
+        "model": "demo:x", "task": "bbq", "seed": 0, "method": "caa", "evaluations": 6, "numbers": 1,
+        "area": {"value": 0.5, "low": 0.4, "high": 0.6}, "base": {"bias": 0.2, "capability": 0.9},
+        "left": {c: {"strength": 1.0, "value": 0.5, "low": 0.4, "high": 0.6, "cost": 0.0} for c in ("1", "3")},
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(unit))
+    (tmp_path / "b.json").write_text(json.dumps(unit | {"items": [10, 20], "method": "pca"}))
+    monkeypatch.setattr(recipe, "RECORDS", tmp_path / "none.jsonl")
+    for more, shown in (((), "caa"), (("--validation", "10", "--test", "20"), "pca"), (("--test", "7"), "")):
+        monkeypatch.setattr("sys.argv", ["compare", "--table", "--out", str(tmp_path), *more])
+        recipe.main()
+        out = capsys.readouterr().out
+        assert [m for m in ("caa", "pca") if f"| {m} |" in out] == ([shown] if shown else [])
+    monkeypatch.setattr("sys.argv", ["compare", "--readme", "--out", str(tmp_path), "--test", "7"])
+    with pytest.raises(SystemExit):
+        recipe.main()

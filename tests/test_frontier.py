@@ -379,6 +379,18 @@ def test_the_operating_point_is_inside_the_safe_range_where_more_steering_is_wor
     assert found.bias.value == pytest.approx(0.25)
 
 
+def test_strengths_below_0_are_tried_outward_from_0_as_well():
+    """Where both signs were measured, what fails on one side says nothing of the other."""
+    table = {-1.0: (0.5, 0.8), -0.5: (0.7, 0.8), 0.0: (0.9, 0.8)}
+    below = at(run(table), "exam.unambiguous_accuracy=1")
+    assert (below.strength, below.safe, below.beyond) == (-1.0, (-1.0, 0.0), ())
+    both = at(run(table | {-1.0: (0.5, 0.7), 0.5: (0.6, 0.8), 1.0: (0.5, 0.7)}), "exam.unambiguous_accuracy=1")
+    assert (both.strength, both.safe) == (0.5, (-0.5, 0.5))
+    assert [(x.strength, x.kept) for x in both.beyond] == [(-1.0, False), (1.0, False)]
+    near = at(run(table | {-0.5: (0.7, 0.7), 0.5: (0.9, 0.7)}), "exam.unambiguous_accuracy=1")
+    assert (near.strength, near.safe) == (0.0, (0.0, 0.0))
+
+
 def test_every_floor_must_be_kept():
     records = run({0.0: (0.9, 0.8), 0.5: (0.7, 0.8), 1.0: (0.5, 0.8)})
     texts = passages({0.0: 3.0, 0.5: 3.0 + math.log(1.005), 1.0: 3.0 + math.log(1.02)})

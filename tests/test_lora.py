@@ -320,6 +320,12 @@ def test_what_a_fit_refuses(model, task):
     assert not hasattr(model.hf, "peft_config")
 
 
+def test_numbers_that_run_away_are_refused_in_a_sentence(model, task):
+    with pytest.raises(UsageError, match=r"no figure on validation items is a finite number.*learning_rate than 1e"):
+        LoRA(**{**FAST, "learning_rate": 1e20}).fit(model, task, seed=0)
+    assert torch.isfinite(logits(model, random_ids(model, 2, 5))).all()
+
+
 def test_without_peft_the_extra_is_named_and_what_was_learned_still_works(model, task, learned, tmp_path, monkeypatch):
     folder = artifact.save(learned, tmp_path / "made")
     monkeypatch.setitem(sys.modules, "peft", None)

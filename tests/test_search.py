@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from conftest import row, write_rows
+from test_vision import ITEMS
 from trimtab import artifact, capture, cli, contrasts, sites
-from trimtab.errors import RunError, SiteError, TaskError, UsageError
+from trimtab.errors import RunError, SiteError, TaskError, TrimtabError, UsageError
 from trimtab.learners.contrast import CAA, PCA
 from trimtab.model import SteerableModel
 from trimtab.scoring import Prepared
@@ -24,7 +25,7 @@ from trimtab.search.found import lines, turned
 from trimtab.search.measure import Scorer
 from trimtab.search.recall import Recalling, Tape, blocks, levels
 from trimtab.search.space import Given, Space, source
-from trimtab.testing import TINY_FAMILIES, random_steering, tiny, tiny_task
+from trimtab.testing import TINY_FAMILIES, TINY_VISION_FAMILIES, random_steering, tiny, tiny_task, tiny_vision
 from trimtab.types import Contrast, Example, Outcome, Task
 
 LAYERS = 4
@@ -127,9 +128,24 @@ def test_learners_keep_their_own_sites_and_ranges(items):
     assert both.choose(Asked(learner="iti")).site == "attn.proj_in"
     assert both.choose(Asked(learner="caa")).site == "norm.mlp_in"
     assert both._strengths("caa") == (-2.0, 2.0)
-    assert Space((items,), ("caa",), strength=(-3.0, 3.0, 0.5))._strengths("caa") == (-2.0, 2.0)
-    with pytest.raises(UsageError, match="may be turned from -2 to 2"):
-        Space((items,), ("caa",), strength=(3.0, 4.0, 0.5))
+    assert Space((items,), ("linear-act",), strength=(-3.0, 3.0, 0.5))._strengths("linear-act") == (0.0, 1.0)
+    with pytest.raises(UsageError, match="may be turned from 0 to 1"):
+        Space((items,), ("linear-act",), strength=(3.0, 4.0, 0.5))
+    for nothing in ((-3.0, 0.0, 0.5), (0.0, 20.0, 20.0)):
+        with pytest.raises(UsageError, match=r"0 alone is left.*may be turned from 0 to 1"):
+            Space((items,), ("linear-act",), strength=nothing)
+    with pytest.raises(UsageError, match=r"0 alone is left, the untouched model$"):
+        Space((items,), ("caa",), strength=(0.0, 0.0, 1.0))
+
+
+def test_a_direction_may_be_searched_as_far_as_is_asked_for(model, task, items, tmp_path):
+    """Its range is a custom: what is found beyond it has a card with the range that was searched."""
+    far = Space((items,), ("caa",), layers=(1, 2), strength=(8.0, 16.0, 8.0))
+    assert far._strengths("caa") == (8.0, 16.0)
+    found = search(model, task, far, trials=2, seed=0, out=tmp_path, test_limit=24, floor=None, sampler="random")
+    steering = artifact.read(tmp_path / "steering")
+    assert found.best.strength in (8.0, 16.0) and steering.trained_range == (-2.0, 16.0)
+    model.require(steering, found.best.strength)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +223,20 @@ def test_no_text_is_read_twice_and_a_learner_cannot_tell(model, wide, items, mon
     assert sum(ran) == len(texts) + 16, "a site that no setting may steer is read plainly"
 
 
+def test_a_full_disk_is_named_while_texts_are_read(model, items, monkeypatch):
+    own = Recalling(model, ["layers.*.out"])
+    CAA(sites="layers.1-2.out").fit(own, items.contrast(space.Recipe("items:tiny", 8)), seed=0)
+
+    class Full:
+        def seek(self, *place):
+            raise OSError(28, "No space left on device")
+
+    for shelf in own._kept.values():
+        monkeypatch.setattr(shelf, "file", Full())
+    with pytest.raises(RunError, match=r"activations need [\d,]+ bytes among the temporary files.*TMPDIR"):
+        CAA(sites="layers.1-2.out").fit(own, items.contrast(space.Recipe("items:tiny", 32)), seed=0)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "gpt2"])
 def test_going_on_from_kept_hidden_states_is_exact(family, task):
     """At every first block, from the block itself and from a kept one below: bit for bit what a whole pass gives."""
@@ -224,6 +254,30 @@ def test_going_on_from_kept_hidden_states_is_exact(family, task):
                 wanted = model.score(some, prepared=Prepared(tape.encoded))
             assert found == wanted
             assert {n for n, _ in tape.below} == set(kept)
+
+
+@pytest.mark.parametrize("family", TINY_VISION_FAMILIES)
+def test_images_are_seen_while_searching(family):
+    """A vision-language model reads pictures once as well, and a setting has the figures that it has outside."""
+    model = tiny_vision(family, seed=2)
+    own = Recalling(model, ["layers.*.out"])
+    at = list(sites.find(model.hf, "layers.*.out"))
+    rows = [e.prompt for e in model.encode(list(ITEMS))]
+    found, plain = own.pooled(at, rows), model.pooled(at, rows)
+    for site in at:
+        torch.testing.assert_close(found[site.name], plain[site.name], atol=2e-5, rtol=2e-5)
+    some = list(ITEMS)
+    tape = Tape(own.encode(some), blocks=blocks(own), levels=tuple(range(1, len(blocks(own)))), recording=True)
+    assert own.score(some, prepared=tape) == model.score(some)
+    tape.recording = False
+    for first in range(len(blocks(own))):
+        steering = random_steering(model, f"layers.{first}-{len(blocks(own)) - 1}.out", "shift", seed=first)
+        with own.steer(steering):
+            again = own.score(some, prepared=tape)
+        with model.steer(steering):
+            wanted = model.score(some)
+        for a, b in zip(again, wanted, strict=True):
+            assert a.logp == pytest.approx(b.logp, abs=1e-4)
 
 
 def test_what_lies_below_is_not_run(model, task):
@@ -376,6 +430,13 @@ def test_leaks_are_refused(model, task, items, monkeypatch):
     own = Given("jsonl:own", Contrast("own", *sides), (1,), 0)
     with pytest.raises(TaskError, match=f"hold the prompt of item '{leaky.id}' of the split 'test'"):
         Job(task, Space((own,), ("caa",)), seed=0)
+    said = [f"{leaky.prompt.strip()}  {o.text.strip()}. So" for o in leaky.options[:2]]
+    whole = Given("jsonl:own", Contrast("own", *[(Example(s),) for s in said]), (1,), 0)
+    with pytest.raises(TaskError, match=f"hold the prompt of item '{leaky.id}' of the split 'test'"):
+        Job(task, Space((whole,), ("caa",)), seed=0)
+    learnt = next(i for i in task.items if i.split == "train")
+    other = [(Example(f"{learnt.prompt} {o.text}"),) for o in learnt.options]
+    Job(task, Space((Given("jsonl:own", Contrast("own", *other[:2]), (1,), 0),), ("caa",)), seed=0)
     for split in ("validation", "test"):
         less = replace(task, items=tuple(i for i in task.items if i.split != split))
         with pytest.raises(TaskError, match=f"no {split} items"):
@@ -573,6 +634,16 @@ def test_a_line_that_was_cut_short_is_taken_away(model, job, tmp_path):
     assert sum(map(notebook.counts, trials(where))) == 10
 
 
+@pytest.mark.parametrize("held", [b"SQLite format 3\0\n\x0a and more", b"one line", b"notes\nof mine", b'{"a": 1}\n{'])
+def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path, held):
+    """As where `--storage study.db` was written for sqlite:///study.db."""
+    path = tmp_path / "study.db"
+    path.write_bytes(held)
+    with pytest.raises(RunError, match="no journal of Optuna" + (".*sqlite:///" if held[:6] == b"SQLite" else "")):
+        notebook.opened(path)
+    assert path.read_bytes() == held
+
+
 def test_a_space_in_which_nothing_works_ends_in_a_sentence(task, tmp_path):
     """With the reasons, after a few settings, not after all."""
     base = tiny("llama", num_hidden_layers=LAYERS, chat=False)
@@ -670,10 +741,22 @@ def test_asking_again_gives_the_same_and_a_longer_search_replaces_it(model, task
     again = search(model, task, wide, trials=12, **options)
     assert (out / "steering" / "steering.safetensors").read_bytes() == before
     assert again.best.number == found.best.number
+    search(model, task, wide, trials=12, **options | {"test_limit": 12})
+    assert (out / "eval-1" / "records.jsonl").is_file(), "figures of other test items are moved aside"
     longer = search(model, task, wide, trials=20, **options)
     assert artifact.read(out / "steering").card["search"]["trial"] == longer.best.number
     aside = out / f"eval-of-trial-{found.best.number}"
     assert aside.is_dir() is (longer.best.number != found.best.number)
+
+
+def test_what_the_report_would_be_refused_for_is_refused_before_the_search(model, task, wide, tmp_path):
+    for more, says in (
+        ({"test_limit": 0}, "at least 1 test item"),
+        ({"neutral": tmp_path / "gone"}, "no neutral text"),
+    ):
+        with pytest.raises(TrimtabError, match=says):
+            search(model, task, wide, trials=2, seed=0, out=tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_result_is_told_to_a_person(result):
@@ -682,6 +765,19 @@ def test_the_result_is_told_to_a_person(result):
     assert f"* trial {found.best.number}" in told_
     assert "12 settings tried" in told_
     assert "neither_rate: base" in told_
+    base = {r["metric"]: r for r in found.best.test.results if r["strength"] == 0.0 and r["task"] == "tiny"}
+    shown = [base[m] for m in ("per_concept_bias", "unambiguous_accuracy_choice")]
+    line = next(text for text in told_.splitlines() if text.startswith("base"))
+    assert line.split()[-6:] == " ".join(f"{r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for r in shown).split()
+
+
+def test_test_figures_are_the_objectives_own(result):
+    """The accuracy of a task in which "unknown" may be right is that of ambiguous and settled items together."""
+    records = [r for r in result[0].best.test.records if (r.arm, r.strength) == ("steering", 0.0)]
+    both = measure.Aim("accuracy", ("ambiguous_accuracy_choice", "unambiguous_accuracy_choice"), higher=True)
+    found = both.estimate(records, seed=0)
+    assert found.value == both.of(records) and found.n == len(records)
+    assert found.low <= found.value <= found.high
 
 
 @pytest.mark.parametrize("kind", ["shift", "diagonal", "lowrank"])

@@ -100,10 +100,7 @@ def pooled(
                     file.write(vector.data)
             file.flush()
         except OSError as error:
-            raise RunError(
-                f"activations need {size:,} bytes among the temporary files ({tempfile.gettempdir()}): {error}; give "
-                "fewer sites or texts, or another folder with TMPDIR"
-            ) from error
+            raise no_room(size, error) from error
         if on_batch is not None:
             on_batch(len(batch))
         return out
@@ -113,6 +110,14 @@ def pooled(
     else:
         _padded(body, rows, tokens_at_once, keep)
     return Activations(file, places, len(rows))
+
+
+def no_room(size: int, error: OSError) -> RunError:
+    """What to say where the temporary files have no room for so many bytes of activations."""
+    return RunError(
+        f"activations need {size:,} bytes among the temporary files ({tempfile.gettempdir()}): {error}; give "
+        "fewer sites or texts, or another folder with TMPDIR"
+    )
 
 
 def _padded(body: nn.Module, rows: Sequence[tuple[int, ...]], tokens_at_once: int, keep: Keep) -> None:

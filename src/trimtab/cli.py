@@ -330,7 +330,8 @@ def _set_strength(args: argparse.Namespace, found: Evaluation, steering: Steerin
         Steering(steering.interventions, {**steering.card, "strength": strength, "operating_point": chosen}),
         args.steering[0],
     )
-    _say(f"{args.steering[0]}: its card now has strength {best.strength:g} as default, 0 to {best.safe[1]:g} as safe")
+    low, high = best.safe
+    _say(f"{args.steering[0]}: its card now has strength {best.strength:g} as default, {low:g} to {high:g} as safe")
 
 
 def _frontier(args: argparse.Namespace) -> None:
@@ -383,6 +384,7 @@ def _search(args: argparse.Namespace) -> None:
     job = searching.Job(
         task, wanted, args.objective, args.trials, args.sampler, args.limit, not args.no_prune, floor, seed=args.seed
     )
+    searching.reportable(args.test_limit, args.neutral)
     out = Path(args.out)
     where, name = args.storage or out / "study.log", args.study or searching.named(args.model, task, args.objective)
     if args.one_of_several:

@@ -103,6 +103,10 @@ class RunError(TrimtabError, RuntimeError):
     exit_code = 7
 
 
+class AnotherRun(RunError):
+    """A run folder holds a run of other settings; the message names them."""
+
+
 class MissingExtra(TrimtabError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
 

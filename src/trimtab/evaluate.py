@@ -302,7 +302,7 @@ def _cells(strengths: Sequence[float], controls: bool | Sequence[float], baselin
         chosen.insert(0, "instruction")
     cells: list[Cell] = [("steering", s) for s in strengths]
     cells += [(name, 1.0) for name in chosen]
-    return [*cells, *(("random", s) for s in at if s > 0 and len(strengths) > 1)]
+    return [*cells, *(("random", s) for s in at if s and len(strengths) > 1)]
 
 
 def _chosen(task: Task, split: str, limit: int | None) -> list[Item]:

@@ -20,6 +20,7 @@ the same items; on two tasks they are independent, as their items are.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -452,7 +453,7 @@ class OperatingPoint:
 
     strength: float
     safe: tuple[float, float]
-    """From 0 to the highest strength up to which every measured one keeps all floors."""
+    """0 and on either side of it the furthest strength up to which every measured one keeps all floors."""
     bias: Estimate
     """The size of the bias at that strength."""
     base: Estimate
@@ -463,7 +464,7 @@ class OperatingPoint:
     losses: tuple[Loss, ...]
     """At that strength, one for each floor."""
     beyond: tuple[Loss, ...]
-    """At the next measured strength, which is not safe; () where all measured strengths are."""
+    """At the next measured strength on either side, which is not safe; () where all measured strengths are."""
     floors: tuple[Floor, ...]
     warnings: tuple[str, ...] = ()
     """Why a floor says less than it seems to."""
@@ -514,8 +515,9 @@ def operating_point(
     """The least biased strength whose capability loss is shown to lie under every floor, and the safe range.
 
         admissible(w)  <=>  for every floor k:  bound_k(w) <= loss_k
-        safe           =    [0, s],  s the highest measured strength such that every measured w <= s is admissible
-        strength       =    argmin over measured w in [0, s] of size(bias(w)), the lowest where several tie
+        safe           =    [r, s],  s >= 0 the highest measured strength such that every measured w in (0, s] is
+                            admissible, r <= 0 the lowest such that every one in [r, 0) is
+        strength       =    argmin over measured w in [r, s] of size(bias(w)), the smallest |w| where several tie
 
     Strength 0 is the base and loses nothing, so there is always an answer; 0 says that no strength was shown to be
     better at the price allowed. Of the arm "steering" only.
@@ -531,11 +533,12 @@ def operating_point(
     (`Floor.items_needed`). It treats items as independent. With fewer than two clusters there is no bound, and nothing
     but the base is admissible.
 
-    **Many strengths, one error rate.** Strengths are tried from below and the first failure ends the search: a fixed
-    sequence of tests (Maurer, Hothorn and Lehmacher 1995), each at 5 %. So the chance that the safe range holds a
-    measured strength that truly breaks a floor is 5 %, not 5 % for each; and since all floors must be kept, several
-    need no correction either. Between measured strengths nothing was tested. The bias at the chosen strength is the
-    least of several and somewhat too good: measure it again on items that did not choose it.
+    **Many strengths, one error rate.** Strengths are tried outward from 0 and the first failure ends the search: a
+    fixed sequence of tests (Maurer, Hothorn and Lehmacher 1995), each at 5 %. So the chance that the safe range holds
+    a measured strength that truly breaks a floor is 5 %, not 5 % for each; and since all floors must be kept, several
+    need no correction either. Strengths below 0 are a sequence of their own, and the 5 % are of each side. Between
+    measured strengths nothing was tested. The bias at the chosen strength is the least of several and somewhat too
+    good: measure it again on items that did not choose it.
 
     `warnings` names the floors that a base at chance cannot break (`at_chance`), those with too few items, and those of
     a figure without an interval. Raises UsageError without floors; for a floor or a bias whose task or figure was not
@@ -558,23 +561,27 @@ def operating_point(
             )
     cells = list(of_bias.cells)
     tables = [_losses(f, shelf, cells, seed, resamples) for f, shelf in zip(named, shelves, strict=True)]
-    highest = 0
-    while highest + 1 < len(cells) and all(table[highest + 1].kept for table in tables):
-        highest += 1
+    sides = (
+        sorted((n for n, w in enumerate(strengths) if w < 0), key=lambda n: -strengths[n]),
+        sorted((n for n, w in enumerate(strengths) if w > 0), key=lambda n: strengths[n]),
+    )
+    kept = [list(itertools.takewhile(lambda n: all(t[n].kept for t in tables), side)) for side in sides]
+    failed = [side[len(own)] for side, own in zip(sides, kept, strict=True) if len(own) < len(side)]
     biases, draws = of_bias.paired(cells, seed, resamples)
     sizes = size(bias[1], np.array([e.value for e in biases]))
-    best = int(np.nanargmin(sizes[: highest + 1]))
+    safe = sorted([0, *itertools.chain(*kept)], key=lambda n: (abs(strengths[n]), strengths[n]))
+    best = safe[int(np.nanargmin(sizes[safe]))]
     high = float(size(bias[1], np.array(metrics.FIGURES[bias[1]].high)))
     base, chosen = (_moved(float(sizes[k]), size(bias[1], draws[k]), 0.0, high, biases[k]) for k in (0, best))
     return OperatingPoint(
         strength=strengths[best],
-        safe=(0.0, strengths[highest]),
+        safe=(min(strengths[n] for n in safe), max(strengths[n] for n in safe)),
         bias=chosen,
         base=base,
         task=bias[0],
         figure=bias[1],
         losses=tuple(table[best] for table in tables),
-        beyond=tuple(table[highest + 1] for table in tables) if highest + 1 < len(cells) else (),
+        beyond=tuple(table[n] for n in failed for table in tables),
         floors=named,
         warnings=tuple(
             warning

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import RunError
+from trimtab.errors import AnotherRun, RunError
 
 
 @contextmanager
@@ -127,7 +127,7 @@ class Lines:
                 if number == 1:
                     differing = sorted(k for k in {*identity, *value} if identity.get(k) != value.get(k))
                     if differing:
-                        raise RunError(
+                        raise AnotherRun(
                             f"{self.path.parent} holds another run: its {', '.join(differing)} differ; "
                             "give another --out"
                         )

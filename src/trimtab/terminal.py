@@ -94,7 +94,8 @@ def table(found: Evaluation, sink: Any) -> None:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None or math.isnan(row["value"]):
         return "-"
-    digits = 2 if row["metric"] in ("perplexity", *PERCENT) else 4 if row["metric"] == "kl" else 3
+    large = max(abs(row["value"]), abs(row["high"])) >= 1000
+    digits = 0 if large else 2 if row["metric"] in ("perplexity", *PERCENT) else 4 if row["metric"] == "kl" else 3
     value = f"{row['value']:.{digits}f}"
     return value if math.isnan(row["low"]) else f"{value} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
@@ -119,8 +120,9 @@ def frontier(
 
 def operating_point(best: OperatingPoint, sink: Any) -> None:
     """Say which strength to use, up to where it is safe, and why not further."""
+    low, high = best.safe
     print(
-        f"strength to use: {best.strength:g} (safe: 0 to {best.safe[1]:g}); {best.figure} of {best.task} in size "
+        f"strength to use: {best.strength:g} (safe: {low:g} to {high:g}); {best.figure} of {best.task} in size "
         f"{_estimate(best.base)} at 0, {_estimate(best.bias)} there",
         file=sink,
     )

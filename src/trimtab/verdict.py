@@ -359,14 +359,15 @@ class Run:
     @cached_property
     def top(self) -> float | None:
         """The strength that the page speaks of: the card's default where it was run, else the highest within the
-        safe range, else the highest; None for a run of the base alone."""
-        steered = [s for s in self.strengths if s > 0]
+        safe range, else the highest (of negative ones, where there are no others, the furthest from 0); None for a run
+        of the base alone."""
+        steered = [s for s in self.strengths if s]
         asked = mapping(self.card.get("strength"))
         if asked.get("default") in steered:
             return float(asked["default"])
         safe = asked.get("safe")
-        within = [s for s in steered if s <= safe[-1]] if isinstance(safe, Sequence) and safe else []
-        return max(within or steered, default=None)
+        within = [s for s in steered if safe[0] <= s <= safe[-1]] if isinstance(safe, Sequence) and safe else []
+        return max(within or steered, key=lambda s: (s > 0, abs(s)), default=None)
 
     def arm_strengths(self, arm: str) -> list[float]:
         """The strengths at which an arm has a figure."""
@@ -375,7 +376,7 @@ class Run:
     def control(self, arm: str) -> float | None:
         """The strength at which a control is compared: the steering's own where it was run, else its highest."""
         found = self.arm_strengths(arm)
-        return self.top if self.top in found else max(found, default=None)
+        return self.top if self.top in found else max(found, key=lambda s: (s > 0, abs(s)), default=None)
 
     def get(self, task: Mapping[str, Any], arm: str, strength: float | None, metric: str) -> Estimate | None:
         """A figure, or None where the run has none.
@@ -981,7 +982,7 @@ def _cautions(run: Run, task: Mapping[str, Any]) -> Iterator[Note]:
                 f"There it is {with_interval(least, 'share')}; beyond, the dial overshoots.",
             )
     safe = mapping(run.card.get("strength")).get("safe")
-    beyond = [s for s in run.strengths if isinstance(safe, Sequence) and safe and s > safe[-1]]
+    beyond = [s for s in run.strengths if isinstance(safe, Sequence) and safe and not safe[0] <= s <= safe[-1]]
     if beyond:
         yield Note(
             "note",

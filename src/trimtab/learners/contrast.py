@@ -43,6 +43,8 @@ ALIKE = 1e-6
 """Differences of this share of the activations are their rounding."""
 STRENGTH = {"trained": [-2.0, 2.0]}
 """Nothing was trained at any strength: this is the range in which the sources search."""
+OPEN = True
+"""A search may go beyond that range, as it is a custom; the card then has the range that was searched."""
 LIMITS = (
     "A direction in which texts of two kinds differ, added everywhere. Nothing was optimised: neither fairness nor "
     "capability was looked at while learning, and a difference of wording, length or topic between the two kinds is "

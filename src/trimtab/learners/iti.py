@@ -47,6 +47,8 @@ from trimtab.types import Contrast, Progress, ProgressCallback
 
 STRENGTH = {"trained": [-2.0, 2.0]}
 """Nothing was trained at any strength: this is the range that other directions are given as well."""
+OPEN = True
+"""A search may go beyond that range, as it is a custom; the card then has the range that was searched."""
 LIMITS = (
     "A shift of the attention heads in which texts of two kinds are told apart best, added everywhere. Nothing was "
     "optimised: neither fairness nor capability was looked at while learning, and heads may tell the kinds apart by "

@@ -303,6 +303,11 @@ def _learn(settings: LoRA, aim: Fairness, adapters: _Adapters, progress: Progres
             progress(Progress("learning", step, settings.steps, figures, left))
         if stale >= settings.patience:
             break
+    if not best:
+        raise UsageError(
+            f"after {step} steps no figure on validation items is a finite number any more: give a lower learning_rate "
+            f"than {settings.learning_rate:g}, or another dtype"
+        )
     with torch.no_grad():
         for p, kept in zip(adapters.parameters, best, strict=True):
             p.copy_(kept)

@@ -34,6 +34,7 @@ from typing import Any
 
 from trimtab.errors import TaskError, UsageError
 from trimtab.model import SteerableModel
+from trimtab.neutral import passages
 from trimtab.runs import owned
 from trimtab.search import notebook
 from trimtab.search.found import Found as Found
@@ -179,6 +180,7 @@ def search(
     and what learners raise where no setting at all can be used.
     """
     job = Job(task, space, objective, trials, sampler, limit, prune, floor, seed=seed)
+    reportable(test_limit, neutral)
     folder = Path(out)
     where, name = storage or folder / "study.log", study or named(model.name, task, objective)
     with owned(folder):
@@ -214,18 +216,37 @@ def named(model: str, task: Task, objective: str) -> str:
     return f"{Path(model).name} {task.name} {objective}"
 
 
+def reportable(test_limit: int | None, neutral: str | Path | None) -> None:
+    """Refuse before a search what its report would be refused for. Raises UsageError, NotFound, TaskError."""
+    if test_limit is not None and test_limit < 1:
+        raise UsageError(f"a report takes at least 1 test item, got {test_limit}")
+    passages("test", neutral)
+
+
 def _apart(task: Task, space: Space) -> None:
-    """Refuse texts to learn from that are validation or test items."""
-    kept: dict[Any, Item] = {
-        i.prompt if i.prompt is not None else i.messages: i for i in task.items if i.split != "train"
-    }
+    """Refuse texts to learn from that are validation or test items: their prompt, or it with one of its options."""
+    held = [i for i in task.items if i.split != "train"]
+    kept: dict[Any, Item] = {i.prompt if i.prompt is not None else i.messages: i for i in held}
+    whole = {_plain(f"{i.prompt} {o.text}"): i for i in held if i.prompt for o in i.options}
     for given in space.sources:
         if not isinstance(given, Given):
             continue
         for example in (*given.whole.positive, *given.whole.negative):
-            if example.prompt in kept:
-                item = kept[example.prompt]
+            begun = () if isinstance(example.prompt, tuple) else _beginnings(f"{example.prompt} {example.answer}")
+            item = kept.get(example.prompt) or next((whole[text] for text in begun if text in whole), None)
+            if item is not None:
                 raise TaskError(
                     f"pairs '{given.spec}' hold the prompt of item '{item.id}' of the split '{item.split}': a search "
                     "may not learn from what it is measured on; take that text out"
                 )
+
+
+def _plain(text: str) -> str:
+    """Words apart by one space, without the punctuation that may end a sentence."""
+    return " ".join(text.split()).rstrip(".,;:!?")
+
+
+def _beginnings(text: str) -> Iterator[str]:
+    """The first word of a text, the first two, and so on."""
+    words = text.split()
+    return (_plain(" ".join(words[:n])) for n in range(1, len(words) + 1))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 
 from trimtab import __version__, artifact
-from trimtab.errors import TaskError
+from trimtab.errors import AnotherRun, TaskError
 from trimtab.evaluate import SAMPLE_PROMPTS, Evaluation, evaluate
 from trimtab.model import SteerableModel
 from trimtab.runs import write_whole
@@ -85,9 +88,10 @@ def chosen(notes: Notebook, aims: Sequence[Aim], floor: float | None) -> tuple[A
     """
     best = notes.front()
     if not best:
+        beyond = f", or loses more than the floor allows ({100 * floor:g} points)" if floor is not None else ""
         why = "; ".join(dict.fromkeys(notes.reasons())) or (
-            "each setting is surely worse than the untouched model, or loses more than the floor allows "
-            f"({100 * (floor or 0):g} points); give other pairs, layers or strengths, more trials, or a higher --floor"
+            f"each setting is surely worse than the untouched model{beyond}; give other pairs, layers or strengths, "
+            f"more trials{', or a higher --floor' if floor is not None else ''}"
         )
         raise TaskError(f"the search has no result: {why[:400]}")
     best.sort(key=lambda t: (-t.values[0] if aims[0].higher else t.values[0], t.number))
@@ -105,7 +109,7 @@ def setting_of(space: Space, trial: Any) -> Setting:
 
 def learned(model: SteerableModel, space: Space, setting: Setting, seed: int) -> Steering:
     """The steering of a setting, learned as `trimtab learn` would, the way round in which its strength is positive."""
-    steering = setting.fitted(model, space.contrast(setting.recipe), seed)
+    steering = space.fitted(model, setting, space.contrast(setting.recipe), seed)
     low, high = steering.trained_range
     steering = steering if setting.strength >= 0 else turned(steering)
     own = [low, high] if setting.strength >= 0 else [-high, -low]
@@ -137,7 +141,8 @@ def finish(
     """Save the best steering and the front, and measure them on test items, which nothing before has seen.
 
     `out` gets steering/ and eval/ of the best, with controls; front/N/ of each trial of the front, with eval/ in it;
-    trials.jsonl. A run that was cut off goes on. Raises TaskError for a study without a result.
+    trials.jsonl. A run that was cut off goes on; one of other test items or another neutral text is moved aside. Raises
+    TaskError for a study without a result.
     """
     held = notes.study.user_attrs
     aims = tuple(Aim(a["name"], tuple(a["figures"]), a["higher"]) for a in held[notebook.IDENTITY]["aims"])
@@ -154,17 +159,28 @@ def finish(
         folder = artifact.save(steering, out / "steering" if first else out / "front" / str(trial.number))
         if first and len(all_) > 1:
             artifact.save(steering, out / "front" / str(trial.number))
-        measured = evaluate(
-            model, task, steering, [abs(setting.strength)], seed=seed, split="test", limit=limit, neutral=neutral,
-            out=out / "eval" if first else folder / "eval", name=str(folder), controls=first,
-            samples=SAMPLE_PROMPTS if first else (), command=command, progress=progress,
+        measure = partial(
+            evaluate, model, task, steering, [abs(setting.strength)], seed=seed, split="test", limit=limit,
+            neutral=neutral, out=(into := out / "eval" if first else folder / "eval"), name=str(folder),
+            controls=first, samples=SAMPLE_PROMPTS if first else (), command=command, progress=progress,
         )  # fmt: skip
+        try:
+            measured = measure()
+        except AnotherRun:  # it was asked for other test items, or another neutral text, before
+            _aside(into)
+            measured = measure()
         values = dict(zip([a.name for a in aims], trial.values, strict=True))
         told = trial.user_attrs[MEASURED]
         points.append(Point(trial.number, setting, values, told["lost"], told["figures"], folder, measured))
     found = next(p for p in points if p.number == best.number)
     items = int(best.user_attrs[MEASURED]["items"])
     return Found(notes.name, aims, base, items, floor, found, tuple(points), counts(notes))
+
+
+def _aside(folder: Path) -> None:
+    """Rename a folder to the first free name of NAME-1, NAME-2 and so on."""
+    names = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(1))
+    folder.rename(next(name for name in names if not name.exists()))
 
 
 def _forget(out: Path, best: int, numbers: Sequence[int]) -> None:
@@ -254,8 +270,6 @@ def _line(name: str, strength: str, values: Sequence[float], lost: float, tested
 
 
 def _tested(point: Point, aim: Aim, strength: float) -> str:
-    for result in point.test.results:
-        own = result["steering"] not in ("instruction", "random") and ":" not in result["task"]
-        if own and result["metric"] == aim.figures[-1] and result["strength"] == strength:
-            return f"{result['value']:.3f} [{result['low']:.3f}, {result['high']:.3f}]"
-    return "-"
+    own = [r for r in point.test.records if (r.arm, r.strength) == ("steering", strength)]
+    found = aim.estimate(own, seed=point.test.results[0]["seed"])
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]" if math.isfinite(found.value) else "-"

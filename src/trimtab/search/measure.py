@@ -30,7 +30,7 @@ from trimtab.errors import TaskError, UsageError
 from trimtab.model import SteerableModel
 from trimtab.search import recall
 from trimtab.steering import Steering
-from trimtab.types import Item, Outcome, Record, Task
+from trimtab.types import Estimate, Item, Outcome, Record, Task
 
 OBJECTIVES = ("bias", "accuracy", "bias+capability")
 SPLIT = "validation"
@@ -70,6 +70,18 @@ class Aim:
             if e.n
         ]
         return round(-sum(costs) if self.higher else sum(costs), 6) if items else math.nan
+
+    def estimate(self, records: Sequence[Record], *, seed: int, resamples: int = 2000) -> Estimate:
+        """The value with its 95 % interval; of one figure the very interval of a run."""
+        found = [metrics.paired(f, [records], seed=seed, resamples=resamples) for f in self.figures]
+        items, value = sum(estimates[0].n for estimates, _ in found), self.of(records)
+        spread = np.zeros(resamples)
+        for figure, ((one,), draws) in zip(self.figures, found, strict=True):
+            if one.n:
+                cost = self._cost(figure, draws[0]) if draws.size else np.full(resamples, math.nan)
+                spread += one.n / items * (-cost if self.higher else cost)
+        ends = metrics.interval(value, spread[~np.isnan(spread)], 0.0, metrics.FIGURES[self.figures[0]].high)
+        return Estimate(value, *ends, items, max(one.clusters for (one,), _ in found), seed)
 
     def behind(self, mine: Sequence[Record], rival: Sequence[Record]) -> tuple[float, float]:
         """By how much mine is behind a rival on the same items, and the lower end of the 95 % interval of that."""

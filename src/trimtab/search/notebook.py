@@ -41,6 +41,8 @@ HEARTBEAT, GRACE = 30, 120
 """Seconds between signs of life in a database, and without one after which a worker is dead."""
 UNSIGNED = 10.0
 """Seconds after which a trial that nobody has put a name to is dead."""
+OPENING = b'{"op_code":'
+"""What each line of a journal begins with."""
 REPEATS = 50
 """Repeated settings in a row after which there is taken to be nothing new."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -127,7 +129,8 @@ class Presence:
 def opened(where: str | Path) -> tuple[Any, Path | None]:
     """The storage at an URL (a database) or a path (a journal file), and the journal's path.
 
-    A last line that a kill or a full disk cut short is taken away. Raises RunError for what cannot be opened.
+    A last line that a kill or a full disk cut short is taken away, of a journal and of nothing else. Raises RunError
+    for what cannot be opened.
     """
     text = str(where)
     if "://" in text:
@@ -159,8 +162,17 @@ def _mend(path: Path) -> None:
         return
     with path.open("r+b") as file:
         content = file.read()
+        if not _journal(content):
+            hint = f"sqlite:///{path} names a database" if content.startswith(b"SQLite format 3") else "it is as it was"
+            raise RunError(f"{path} is no journal of Optuna ({hint}); give another --storage or --out")
         if not content.endswith(b"\n"):
             file.truncate(content.rfind(b"\n") + 1)
+
+
+def _journal(content: bytes) -> bool:
+    """Whether each line of a file is an operation, the last perhaps cut short."""
+    *lines, last = content.split(b"\n")
+    return all(line.startswith(OPENING) for line in lines) and last[: len(OPENING)] == OPENING[: len(last)]
 
 
 # -- how settings are drawn

@@ -43,7 +43,9 @@ class Recalling(SteerableModel):
 
     def __init__(self, model: SteerableModel, patterns: Sequence[str]) -> None:
         super().__init__(model.hf, model.tokenizer, model.name)
-        # Dials that are on the model are on this one too.
+        self.neutral = model.neutral
+        # Eyes hang on the modules, so there is one pair of them; dials that are on the model are on this one too.
+        self.processor, self.eyes, self.stems = model.processor, model.eyes, model.stems
         self._dials = model._dials
         self._at = tuple({site.name: site for p in patterns for site in sites.find(model.hf, p)}.values())
         every = blocks(self)
@@ -91,9 +93,12 @@ class _Shelf:
     def add(self, rows: Sequence[Row], found: capture.Activations) -> None:
         """Keep what was found of rows."""
         together = np.concatenate([found[name].numpy() for name in self.columns], axis=1)
-        self.file.seek(0, 2)
-        self.file.write(together.data)
-        self.file.flush()
+        try:
+            self.file.seek(0, 2)
+            self.file.write(together.data)
+            self.file.flush()
+        except OSError as error:
+            raise capture.no_room(4 * self.width * (len(self.places) + len(rows)), error) from error
         self.places.update({row: n for n, row in enumerate(rows, start=len(self.places))})
 
     def of(self, rows: Sequence[Row]) -> capture.Activations:

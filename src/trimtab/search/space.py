@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from trimtab import contrasts, learners, sites
 from trimtab.errors import UsageError
 from trimtab.model import SteerableModel
+from trimtab.steering import Steering
 from trimtab.types import Contrast, Example
 
 NUMBERS = (32, 64, 128, 256)
@@ -270,6 +271,16 @@ class Space:
         """The contrast of a recipe."""
         return self.source(recipe.source).contrast(recipe)
 
+    def fitted(self, model: SteerableModel, setting: Setting, contrast: Contrast, seed: int) -> Steering:
+        """What a setting's learner makes of its contrast; where its range is a custom, that holds all of this space."""
+        steering: Steering = setting.fitted(model, contrast, seed)
+        if not _open(setting.learner):
+            return steering
+        low, high = steering.trained_range
+        trained = [min(low, self.strength[0]), max(high, self.strength[1])]
+        strength = {**steering.card.get("strength", {}), "trained": trained}
+        return Steering(steering.interventions, {**steering.card, "strength": strength})
+
     def patterns(self) -> list[str]:
         """Patterns of all sites that any setting may steer."""
         low, high = self._layers
@@ -328,16 +339,16 @@ class Space:
         return (own,) if not self.sites or own == "attn.proj_in" else self.sites
 
     def _strengths(self, learner: str) -> tuple[float, float]:
-        """What was given, as far as the learner's results may be turned: its module states that as STRENGTH."""
-        stated = getattr(sys.modules[learners.learner(learner).__module__], "STRENGTH", {})
-        below, above = stated.get("trained", (0.0, 1.0))
+        """What was given, as far as it may be turned: the learner's module states that as STRENGTH and OPEN."""
+        stated = getattr(_module(learner), "STRENGTH", {})
+        below, above = (-math.inf, math.inf) if _open(learner) else stated.get("trained", (0.0, 1.0))
         low, high, step = self.strength
         inside = [low + k * step for k in range(_steps(low, high, step) + 1)]
         inside = [round(w, 9) for w in inside if min(below, 0.0) - 1e-9 <= w <= above + 1e-9]
-        if not inside:
-            raise UsageError(
-                f"strengths {low:g} to {high:g}: what {learner} learns may be turned from {below:g} to {above:g}"
-            )
+        if not any(inside):
+            others = "" if _open(learner) else f"; what {learner} learns may be turned from {below:g} to {above:g}"
+            only = ", of which 0 alone is left, the untouched model" if inside else ""
+            raise UsageError(f"strengths {low:g} to {high:g} in steps of {step:g}{only}{others}")
         return inside[0], inside[-1]
 
     def _strength(self, learner: str, trial: Suggests) -> float:
@@ -347,6 +358,15 @@ class Space:
         ranges = {self._strengths(name) for name in self.learners}
         name = "strength" if len(ranges) == 1 else f"strength {low:g} to {high:g}"
         return round(trial.suggest_float(name, low, high, step=self.strength[2]), 9)
+
+
+def _module(learner: str) -> Any:
+    return sys.modules[learners.learner(learner).__module__]
+
+
+def _open(learner: str) -> bool:
+    """Whether the range of strengths of what a learner makes is a custom and no bound."""
+    return bool(getattr(_module(learner), "OPEN", False))
 
 
 _FIELD = {"number": "numbers", "descriptions": "descriptions", "stem": "stems", "sentences": "lists"}

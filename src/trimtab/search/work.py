@@ -124,7 +124,7 @@ class Worker:
     def _steering(self, setting: Setting, contrast: Contrast) -> Steering:
         key = key_of(setting, contrast, strength=False)
         if key not in self._steerings:
-            self._steerings[key] = setting.fitted(self.model, contrast, self.seed)
+            self._steerings[key] = self.space.fitted(self.model, setting, contrast, self.seed)
             if len(self._steerings) > STEERINGS:
                 self._steerings.popitem(last=False)
         self._steerings.move_to_end(key)
