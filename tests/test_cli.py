@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from trimtab.errors import UsageError
+from trimtab.testing import tiny
+
 COMMANDS = (
     "demo",
     "learn",
@@ -191,6 +194,21 @@ def test_generate_continues_prompts_and_reads_standard_input(trimtab_cli, learne
     assert ran.out.startswith(alone.out.rstrip("\n"))
 
 
+def test_a_prompt_that_is_no_utf8_is_refused(trimtab_cli, learned):
+    ran = trimtab_cli("generate", "--steering", learned, b"caf\xe9".decode("utf-8", "surrogateescape"))
+    assert ran.code == 2 and "not UTF-8" in ran.error
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_what_is_generated_ends_with_the_context(family):
+    """Also where positions are learned and there is none beyond it; a prompt that leaves no room is refused."""
+    model = tiny(family)
+    rows = [(5,) * (model.context - 3), (5, 6)]
+    assert all(len(new) <= 3 for new in model.generate_ids(rows, max_new_tokens=9))
+    with pytest.raises(UsageError, match=f"takes {model.context}, its answer included"):
+        model.generate_ids([(5,) * model.context], max_new_tokens=9)
+
+
 def test_generate_compares_side_by_side(trimtab_cli, learned):
     """Base left, steered right, both labelled."""
     ran = trimtab_cli(
@@ -212,6 +230,8 @@ def test_chat_turns_its_dial_inside(trimtab_cli, learned, monkeypatch):
         "/strength 7",
         "/strength",
         "/dance",
+        "a" * 999,
+        "Again",
         "/reset",
         "Hello",
         "/quit",
@@ -225,7 +245,8 @@ def test_chat_turns_its_dial_inside(trimtab_cli, learned, monkeypatch):
     assert "trained range" in ran.out
     assert "no strength" in ran.out
     assert "commands: /strength" in ran.out
-    assert ran.out.count("model>") == 2
+    assert "takes 256, its answer included; /reset begins anew" in ran.out
+    assert ran.out.count("model>") == 3, "what was too long is forgotten"
     assert "did nothing" not in ran.out
 
 

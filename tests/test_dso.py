@@ -21,6 +21,7 @@ from trimtab.learners import fairness
 from trimtab.learners.dso import DSO, outcome
 from trimtab.learners.dso import run as learning
 from trimtab.learners.dso.run import Run
+from trimtab.learners.dso.sampled import majority_rewards
 from trimtab.learners.fairness import with_kept
 from trimtab.learners.fairness.prices import KL_RATE, NEITHER_MARGIN, Prices
 from trimtab.learners.fairness.terms import Batch, Known
@@ -633,11 +634,23 @@ def test_sampled_mode_runs_without_unambiguous_items_without_neutral_text_and_in
     assert ("unambiguous" in seen) == ("unambiguous_per_step" not in given)
 
 
-@pytest.mark.parametrize("bad", [lambda i, a: [0.0], lambda i, a: [float("nan")] * len(a)], ids=["too few", "NaN"])
+@pytest.mark.parametrize(
+    "bad",
+    [lambda i, a: [0.0], lambda i, a: [float("nan")] * len(a), lambda i, a: 1.0, lambda i, a: None],
+    ids=["too few", "NaN", "one number", "nothing"],
+)
 def test_a_reward_that_returns_nonsense_is_refused(fit, bad):
     """One finite number for each answer, or a sentence."""
     with pytest.raises(UsageError, match="one finite number for each answer"):
         fit(mode="sampled", steps=1, max_new_tokens=2, reward=bad)
+
+
+def test_a_wrong_answer_is_neither_of_the_two():
+    """An ambiguous item may have answers that are wrong: they are no part of the majority and earn nothing."""
+    item = tiny_task().items[0]
+    told = dataclasses.replace(item, options=(*item.options[:2], Option("a lamp", "wrong")))
+    pro, anti = (o.text for o in told.options[:2])
+    assert majority_rewards([[told]], [[pro, pro, anti, "a lamp", "mm"]]) == [[-1.0, -1.0, 1.0, 0.0, 0.0]]
 
 
 def test_an_answer_is_matched_as_whole_words():
@@ -683,6 +696,7 @@ def test_it_learns_without_validation_items(fit, task):
     steering = fit(items)
     assert numbers(steering).abs().sum() > 0
     assert steering.card["data"]["validation_items"] == 0
+    assert "safe" not in steering.card["strength"], "nobody measured it"
     assert len(steering.card["history"]) == 3
 
 

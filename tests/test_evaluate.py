@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import pytest
 
 from conftest import row, write_rows
 from reference import metrics_numpy as reference
-from trimtab import artifact
-from trimtab.errors import RunError, StrengthError, TaskError, UsageError
-from trimtab.evaluate import SAMPLE_PROMPTS, certify, evaluate
+from trimtab import artifact, frontier
+from trimtab.errors import BadItem, RunError, StrengthError, TaskError, UsageError
+from trimtab.evaluate import SAMPLE_PROMPTS, certify, evaluate, remarks
 from trimtab.portions import Plan
 from trimtab.reading import named
 from trimtab.steering import Steering
-from trimtab.testing import random_steering, tiny_task
+from trimtab.testing import random_steering, tiny, tiny_task
 from trimtab.types import RECORD_SCHEMA, Record, Text
 
 KEYS = {"model", "steering", "strength", "task", "split", "metric", "value", "low", "high", "n", "clusters", "seed"}
@@ -271,6 +272,9 @@ def test_a_finished_run_is_not_measured_again(measure, whole, model, monkeypatch
         ({"split": "validation"}, "split"),
         ({"instruction": "Be nice."}, "instruction"),
         ({"task": "other"}, "tasks"),
+        ({"task": {"concept": "all"}}, "tasks"),
+        ({"task": {"template": "all"}}, "tasks"),
+        ({"task": {"id": "renamed"}}, "tasks"),
         ({"limit": 3}, "tasks"),
     ],
     ids=str,
@@ -281,7 +285,11 @@ def test_a_folder_of_another_run_is_refused_by_what_differs(measure, whole, mode
     (tmp_path / "records.jsonl").write_bytes(content)
     if "with_" in change:
         change = {"with_": random_steering(model, scale=0.05, seed=9)}
-    if "task" in change:
+    if isinstance(change.get("task"), dict):
+        task, ((field, word),) = tiny_task(12, 12), change["task"].items()
+        items = [replace(i, **{field: f"{word} {n}" if field == "id" else word}) for n, i in enumerate(task.items)]
+        change = {"task": replace(task, items=tuple(items))}
+    elif "task" in change:
         change = {"task": tiny_task(12, 12, seed=3)}
     with pytest.raises(RunError, match=f"holds another run: its .*{says}.* differ"):
         measure(out=tmp_path, **change)
@@ -295,6 +303,37 @@ def test_a_damaged_line_in_the_middle_is_refused_by_its_number(measure, whole, t
     (tmp_path / "records.jsonl").write_bytes(b"\n".join(held))
     with pytest.raises(RunError, match="line 6 is damaged"):
         measure(out=tmp_path)
+
+
+def test_an_item_that_does_not_fit_is_named_before_anything_is_measured(tmp_path, neutral_file):
+    """Not when its turn comes; and a seed that no figure can be drawn with is refused at once too."""
+    short, task = tiny("llama", max_position_embeddings=64), tiny_task(12, 12)
+    last = max(i for i, item in enumerate(task.items) if item.split == "test")
+    items = [replace(i, prompt="x " * 99) if n == last else i for n, i in enumerate(task.items)]
+    options = {"neutral": neutral_file, "samples": (), "out": tmp_path / "run"}
+    with pytest.raises(BadItem, match=f"item '{task.items[last].id}'"):
+        evaluate(short, replace(task, items=tuple(items)), None, (), seed=0, **options)
+    with pytest.raises(UsageError, match="a seed is 0 or more, got -1"):
+        evaluate(short, task, None, (), seed=-1, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_strength_at_which_numbers_overflow_leaves_the_figures_of_the_others(model, measure, tmp_path):
+    """Nothing is said of it but that; it is not safe, and a floor is not kept there."""
+    far = random_steering(model, scale=1e30)
+    broken = Steering(far.interventions, {"strength": {"trained": [0.0, 1.0]}})
+    found = measure(with_=broken, stops=(0.0, 1e-32, 1.0), controls=False, out=tmp_path)
+    assert all(math.isnan(p) for r in found.records if r.strength == 1.0 for p in r.p)
+    assert {r["strength"] for r in found.results if r["metric"] == "per_concept_bias"} == {0.0, 1e-32}
+    assert any("at strength 1 the model's numbers overflow" in said for said in remarks(found, seed=0))
+    again = measure(with_=broken, stops=(0.0, 1e-32, 1.0), controls=False, out=tmp_path)
+    assert json.dumps(again.results) == json.dumps(found.results)
+    point = frontier.operating_point(
+        found.records, floors=[frontier.parse_floor("tiny.unambiguous_accuracy=100")], bias=("tiny", "stereotype_gap"),
+        seed=0, resamples=50,
+    )  # fmt: skip
+    assert point.safe == (0.0, 1e-32)
+    assert certify(model, tiny_task(12, 12), broken, seed=0).card["strength"]["safe"] == [0.0, 0.0]
 
 
 # -- the card

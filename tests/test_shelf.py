@@ -52,6 +52,18 @@ def test_another_run_is_refused(tmp_path):
         Shelf(tmp_path / "r.jsonl", {**HEAD, "seed": 1})
 
 
+@pytest.mark.parametrize("held", [b'{"my": "own data, one line"}', b"[1, 2]\n", b"words", b'"a"\n{}'])
+def test_a_file_of_someone_elses_is_left_as_it_is(tmp_path, held):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(held)
+    with pytest.raises(RunError):
+        Shelf(path, HEAD)
+    assert path.read_bytes() == held
+    path.write_bytes(json.dumps(HEAD).encode()[:9])  # what a kill leaves of our own first line
+    Shelf(path, HEAD).close()
+    assert json.loads(path.read_text()) == HEAD
+
+
 def test_without_a_path_the_file_goes_with_its_last_reader():
     shelf = Shelf(None, HEAD)
     shelf.add([record(n) for n in range(3)])

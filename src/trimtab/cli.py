@@ -237,7 +237,11 @@ def _learn(args: argparse.Namespace) -> None:
             if positions is not None:
                 steering = steering.at(positions)
             if task is not None and task.split("validation"):
-                steering = certify(model, task, steering, seed=args.seed, neutral=args.neutral, progress=progress)
+                try:
+                    steering = certify(model, task, steering, seed=args.seed, neutral=args.neutral, progress=progress)
+                except TrimtabError:
+                    artifact.save(steering, out)  # without figures, and not lost
+                    raise
         artifact.save(steering, out)
         checkpoint.unlink(missing_ok=True)
     terminal.card(artifact.read(out), out)
@@ -452,6 +456,8 @@ def _generate(args: argparse.Namespace) -> None:
     prompts = args.prompt or [sys.stdin.read().strip()]
     if any(not p.strip() for p in prompts):
         raise UsageError("an empty prompt: give it as an argument or on standard input")
+    if any(not _in_utf8(p) for p in prompts):
+        raise UsageError("a prompt is not UTF-8: give it in that encoding")
     turned = _checked(model, _turned(members, _strength(args, members)), args)
     shown = _pictures(args)
     if args.compare:
@@ -464,6 +470,11 @@ def _generate(args: argparse.Namespace) -> None:
         texts = model.generate(prompts, max_new_tokens=args.max_new_tokens, images=[shown] * len(prompts))
     for prompt, text in zip(prompts, texts, strict=True):
         print(f"{prompt}{text}")
+
+
+def _in_utf8(text: str) -> bool:
+    """Whether it holds no byte that was no UTF-8 where it came from."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _pictures(args: argparse.Namespace) -> list[Picture]:
@@ -506,11 +517,15 @@ def _chat(args: argparse.Namespace) -> None:
         elif word.startswith("/"):
             print("commands: /strength NUMBER, /reset, /quit")
         elif line:
-            turns.append(Message("user", line))
-            with _steered(model, turned, args):
-                answer = model.generate(turns, max_new_tokens=args.max_new_tokens, images=shown).strip()
+            asked = [*turns, Message("user", line)]
+            try:
+                with _steered(model, turned, args):
+                    answer = model.generate(asked, max_new_tokens=args.max_new_tokens, images=shown).strip()
+            except TrimtabError as error:
+                print(f"trimtab: {error}; /reset begins anew")
+                continue
             print(f"model> {answer}")
-            turns.append(Message("assistant", answer))
+            turns = [*asked, Message("assistant", answer)]
 
 
 def _combine(args: argparse.Namespace) -> None:
@@ -777,6 +792,17 @@ def _numbers(text: str) -> list[float]:
     return values
 
 
+def _seed(text: str) -> int:
+    """A seed, as argparse takes it."""
+    seed = int(text)
+    if seed < 0:
+        raise argparse.ArgumentTypeError(f"a seed is 0 or more, got {seed}")
+    return seed
+
+
+_seed.__name__ = "seed"  # argparse: invalid seed value
+
+
 def _one_number(text: str) -> float:
     values = _numbers(text)
     if len(values) > 1:
@@ -867,13 +893,13 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
     data.add_argument("--task", default="pronoun", help="TASK[,TASK]; see trimtab tasks (default: pronoun)")
     data.add_argument("--data", help="folder of benchmark data (or TRIMTAB_DATA)")
     data.add_argument("--neutral", help="text file for perplexity and KL, passages parted by blank lines")
-    data.add_argument("--seed", type=int, required=True, help="seed of every draw; there is no default")
+    data.add_argument("--seed", type=_seed, required=True, help="seed of every draw; there is no default")
 
     demo = commands.add_parser("demo", parents=[weights], help="learn, measure and report on a bundled model")
     demo.add_argument("--vision", action="store_true", help="which person in a picture is meant, on a model that sees")
     demo.add_argument("--model", help="demo:smollm2, or demo:roomworld with --vision, where none is named")
     demo.add_argument("--out", help="demo-out, or demo-vision-out with --vision, where none is named")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--seed", type=_seed, default=0)
     demo.set_defaults(run=_demo)
 
     learn = commands.add_parser("learn", help="learn a steering")
@@ -882,7 +908,7 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
     pairs.add_argument("--task", help="a task on whose validation items the safe strengths are looked for")
     pairs.add_argument("--data", help="folder of benchmark data (or TRIMTAB_DATA)")
     pairs.add_argument("--neutral", help="text file for perplexity and KL, passages parted by blank lines")
-    pairs.add_argument("--seed", type=int, required=True, help="seed of every draw; there is no default")
+    pairs.add_argument("--seed", type=_seed, required=True, help="seed of every draw; there is no default")
     lines = {name: line for name, (_, line) in learners.BUILT_IN.items()}
     others = {name: f"{point.value} (another package)" for name, point in learners.plugins().items()} if plugins else {}
     for name, line in {**lines, **others}.items():
@@ -1054,7 +1080,7 @@ def _parser(*, plugins: bool = False) -> argparse.ArgumentParser:
     frontier.add_argument(
         "--worst", type=float, default=3.0, help="largest loss, in points, under the area (default 3)"
     )
-    frontier.add_argument("--seed", type=int, required=True, help="seed of the resamples; there is no default")
+    frontier.add_argument("--seed", type=_seed, required=True, help="seed of the resamples; there is no default")
     frontier.set_defaults(run=_frontier)
 
     show = commands.add_parser("show", help="what a steering is, for a person")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from trimtab import __version__, frontier, metrics, pictures, selfdebias
-from trimtab.errors import BadItem, NoChatTemplate, TaskError, UsageError
+from trimtab.errors import BadItem, ModelError, TaskError, UsageError
 from trimtab.model import SteerableModel
 from trimtab.neutral import passages
 from trimtab.portions import Meter, Plan, dealt, lacking, name_of
@@ -63,6 +64,8 @@ SAMPLE_PROMPTS = (
 them."""
 FEWEST_CLUSTERS = 8
 """Of a part that is compared with others."""
+AT_ONCE = 512
+"""Items that are looked at together before a run, whose tokens memory then holds."""
 SHOWN = 20
 """How many bad items a refusal spells out; the rest are counted."""
 
@@ -155,6 +158,8 @@ def evaluate(
     named = [tasks] if isinstance(tasks, Task) else list(tasks)
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, got {limit}")
+    if seed < 0:
+        raise UsageError(f"a seed is 0 or more, got {seed}")
     if mode not in MODES:
         raise UsageError(f"answers are taken by {' or '.join(MODES)}; got {mode!r}")
     if unknown := [b for b in baselines if b not in ("instruction", *BASELINES)]:
@@ -166,11 +171,14 @@ def evaluate(
     if skipped and not skip_bad:
         raise BadItem(_refusal(skipped))
     chosen = {name: _kept(name, items, skipped) for name, items in chosen.items()}
+    told = [instruction] if "instruction" in baselines or controls is not False else []
     if skip_bad:
-        told = [None, instruction] if "instruction" in baselines or controls is not False else [None]
-        unfit = _that_do_not_fit(model, chosen, told, twice=selfdebias.ARM in baselines)
+        unfit = _that_do_not_fit(model, chosen, [None, *told], twice=selfdebias.ARM in baselines)
         skipped = (*skipped, *unfit)
         chosen = {name: _kept(name, items, unfit) for name, items in chosen.items()}
+    else:
+        for items in chosen.values():
+            _require_that_they_fit(model, items, [None, *told])
     passages_of = {"neutral": _neutral(split, neutral or model.neutral)} | {
         task.name: _chosen_texts(task, split, limit) for task in named if task.texts
     }
@@ -198,7 +206,7 @@ def evaluate(
         "fingerprint": model.fingerprint(),
         "dtype": str(model.dtype),
         "steering": None if steering is None else steering.digest(),
-        "tasks": {name: _digest("".join(i.digest() for i in items)) for name, items in chosen.items()},
+        "tasks": {name: _digest("\n".join(map(_told_of, items))) for name, items in chosen.items()},
         "split": split,
         "texts": {name: _digest("\n".join(t.text for t in texts)) for name, texts in passages_of.items()},
         "instruction": instruction,
@@ -295,6 +303,12 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _told_of(item: Item) -> str:
+    """All of an item that its records repeat or were measured by."""
+    places = [o.position for o in item.options]
+    return json.dumps([item.id, item.digest(), item.concept, item.template, item.split, item.ambiguous, places])
+
+
 def _cells(strengths: Sequence[float], controls: bool | Sequence[float], baselines: Sequence[str]) -> list[Cell]:
     at = strengths if controls is True else sorted(set(controls or ()))
     chosen = [name for name in ("instruction", *BASELINES) if name in baselines]
@@ -353,7 +367,7 @@ def _that_do_not_fit(
                 model.encode(items, words)
             if twice:
                 model.encode(list(map(selfdebias.at_its_longest, items)))
-        except (BadItem, NoChatTemplate) as error:
+        except (BadItem, ModelError) as error:
             return str(error)
         return ""
 
@@ -364,6 +378,14 @@ def _that_do_not_fit(
         for item in items
         if (reason := why_not([item]))
     )
+
+
+def _require_that_they_fit(model: SteerableModel, items: Sequence[Item], told: Sequence[str | None]) -> None:
+    """Raise now what encoding an item of words would raise when its turn comes, after others were measured for long."""
+    words = [i for i in items if not i.images]
+    for start in range(0, len(words), AT_ONCE):
+        for instruction in told:
+            model.encode(words[start : start + AT_ONCE], instruction)
 
 
 def _refusal(bad: Sequence[Skipped]) -> str:
@@ -447,6 +469,12 @@ def remarks(found: Evaluation, *, seed: int, resamples: int = 500) -> Iterator[s
                 f"{task}: the base is not shown to answer better than chance, so neither loss nor repair can be shown "
                 "there; use more items, another style, or a larger model"
             )
+    broken = sorted({r.strength for r in found.records if r.arm == "steering" and math.isnan(sum(r.p))})
+    if broken:
+        yield (
+            f"at strength {', '.join(f'{w:g}' for w in broken)} the model's numbers overflow, and nothing is told of "
+            "it there; turn the dial less, or take another dtype"
+        )
     beside = (*CONTROLS, *BASELINES)
     top = max((r["strength"] for r in found.results if r["steering"] not in beside), default=0.0)
     for figure in frontier.BIASES if top else ():
@@ -538,10 +566,12 @@ def certify(
 
 
 def _within(found: Evaluation, figure: str, allowed: float, stop: float) -> bool:
-    try:
-        base, now = found.value(figure), found.value(figure, strength=stop)
-    except UsageError:
+    defined = {r["strength"] for r in found.results if r["metric"] == figure and r["steering"] == "steering"}
+    if 0.0 not in defined:
         return True
+    if stop not in defined:  # the model answers with no number any more
+        return False
+    base, now = found.value(figure), found.value(figure, strength=stop)
     if figure == "position_effect":
         return abs(now) - abs(base) <= allowed
     if figure == "unambiguous_accuracy":

@@ -171,26 +171,26 @@ def paired(
         f*(set_k) = f(set_k | W),   the same W for every k: the draws of `estimate` and of `difference`
 
     Returns each set's `estimate` and the draws, (sets, resamples), in which NaN marks a resample that holds no item of
-    the figure; (sets, 0) where there is no interval. Raises UsageError for no sets, and with the counts where a set
-    does not hold the items of the first.
+    the figure, and all of a set that does not define it; (sets, 0) where there is no interval. Raises UsageError for
+    no sets, and with the counts where a set does not hold the items of the first.
     """
     if not sets:
         raise UsageError("expected at least one set of records, got none")
     ordered = [_sorted(name, records) for records in sets]
     for other in ordered[1:]:
         _same_items(other, ordered[0])
-    statistics = [statistic for records in ordered if (statistic := _statistic(name, records)) is not None]
-    if len(statistics) < len(sets):
-        return [_undefined(seed)] * len(sets), np.empty((len(sets), 0))
-    draws = np.empty((len(sets), 0))
-    if statistics[0].templates > 1:
-        draws = _resample(statistics, seed, _task(ordered[0]), resamples)
+    statistics = [_statistic(name, records) for records in ordered]
+    known = [s for s in statistics if s is not None]
+    found, draws = [_undefined(seed)] * len(sets), np.empty((len(sets), 0))
+    if known and known[0].templates > 1:
+        draws = np.full((len(sets), resamples), math.nan)
+        draws[[s is not None for s in statistics]] = _resample(known, seed, _task(ordered[0]), resamples)
     low, high = FIGURES[name].low, FIGURES[name].high
-    found = []
-    for statistic, drawn in zip(statistics, draws, strict=True):
-        centre = statistic.value()
-        ends = interval(centre, drawn[~np.isnan(drawn)], low, high)
-        found.append(Estimate(centre, *ends, statistic.n, statistic.templates, seed))
+    for k, (statistic, drawn) in enumerate(zip(statistics, draws, strict=True)):
+        if statistic is not None:
+            centre = statistic.value()
+            ends = interval(centre, drawn[~np.isnan(drawn)], low, high)
+            found[k] = Estimate(centre, *ends, statistic.n, statistic.templates, seed)
     return found, draws
 
 
@@ -315,6 +315,8 @@ def _check(record: Record | TextRecord) -> None:
     if len(lengths) > 1:
         raise UsageError(f"item {record.id!r}: p, roles, groups and positions differ in length: {sorted(lengths)}")
     unread = record.answer is not None and not any(record.p)
+    if record.p and all(map(math.isnan, record.p)):
+        return  # the answer of a model that a strength broke: figures of it are undefined
     sound = unread or (abs(sum(record.p) - 1) < 1e-3 and all(q >= 0 for q in record.p))
     if not (sound and math.isfinite(record.mass)):
         raise UsageError(
@@ -357,7 +359,7 @@ def _offered(record: Record) -> set[str]:
 
 
 def _statistic(name: str, records: list[Any]) -> Statistic | None:
-    """The figure as a function of the clusters' weights; None where no record defines it."""
+    """The figure as a function of the clusters' weights; None where no record defines it, or a strength broke one."""
     plain = name.removesuffix("_choice")
     if name in TEXT_NAMES:
         counts = [r.words if name == "word_perplexity" else r.tokens for r in records]
@@ -366,6 +368,8 @@ def _statistic(name: str, records: list[Any]) -> Statistic | None:
         sums = [r.kl if name == "kl" else r.nll for r in records]
         ids = [r.id for r in records]
         return Ratio(ids, [""] * len(ids), [(sums, counts)], *([] if name == "kl" else [np.exp]))
+    if any(math.isnan(sum(r.p)) for r in records):
+        return None
     if name in published.FIGURES:
         return published.statistic(name, records)
     read: Callable[[Record], Sequence[float]] = (lambda r: r.p) if plain == name else (lambda r: greedy(r.p))

@@ -231,7 +231,11 @@ class SteerableModel:
         return self.hf.config.get_text_config()  # type: ignore[union-attr, operator]
 
     def fingerprint(self) -> str:
-        """SHA-256 over every weight, rounded to bfloat16: the same model in another dtype has the same one."""
+        """SHA-256 over every weight, rounded to bfloat16: in float32 and bfloat16 a model has the same one.
+
+        Not in float16, which lacks bfloat16's smallest numbers and has bits that bfloat16 lacks: a model that was
+        converted to it has other weights.
+        """
         version = sum(p._version for p in self.hf.parameters())
         if self._fingerprint is None or self._fingerprint[0] != version:
             digest = hashlib.sha256()
@@ -273,6 +277,11 @@ class SteerableModel:
         self._require_made_for(steering, other_weights)
         attach(self.hf, steering, strength, beyond_range=beyond_range).detach()
 
+    def identity(self) -> dict[str, str]:
+        """What a card says of the model that a steering was made for."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"id": self.name, "family": self.family, "fingerprint": self.fingerprint(), "dtype": dtype}
+
     def _require_made_for(self, steering: Steering, other_weights: bool) -> None:
         made_for = steering.card.get("model", {})
         if made_for.get("family", self.family) != self.family:
@@ -281,10 +290,13 @@ class SteerableModel:
             )
         stated = None if other_weights else made_for.get("fingerprint")
         if stated is not None and stated != self.fingerprint():
+            learned, own = made_for.get("dtype", ""), str(self.dtype).removeprefix("torch.")
+            half = learned != own and "float16" in (learned, own)
+            hint = f" (learned in {learned}, here {own}: float16 changes them; give --dtype {learned})" if half else ""
             raise FingerprintMismatch(
                 f"the steering was learned on {made_for.get('id')} with fingerprint {stated[:12]}, "
-                f"{self.name} has {self.fingerprint()[:12]}: other weights. Learn it anew, or pass other_weights=True "
-                "(--other-weights) to use it all the same"
+                f"{self.name} has {self.fingerprint()[:12]}: other weights{hint}. Learn it anew, or pass "
+                "other_weights=True (--other-weights) to use it all the same"
             )
 
     @contextmanager
@@ -441,8 +453,8 @@ class SteerableModel:
         """As `render`, and what it refuses names the item."""
         try:
             return self.render(prompt, instruction)
-        except NoChatTemplate as error:
-            raise NoChatTemplate(f"item '{item.id}': {error}") from error
+        except ModelError as error:
+            raise type(error)(f"item '{item.id}': {error}") from error
 
     def _refuse_lost_images(self, item: Item) -> None:
         """Raise BadItem where an item's words stand for images that it does not have."""
@@ -944,13 +956,20 @@ class SteerableModel:
     def generate_ids(
         self, rows: Sequence[tuple[int, ...]], *, keep_stop: bool = False, **options: Any
     ) -> list[list[int]]:
-        """The tokens that follow each row, up to the end-of-text token (kept on request). Rows are padded left."""
+        """The tokens that follow each row, up to the end-of-text token (kept on request). Rows are padded left.
+
+        No more than the model has room for behind the longest row. Raises UsageError where it has none.
+        """
         for row in rows:
             if not row:
                 raise UsageError("an empty prompt has no token to continue from")
-            if len(row) > self.context:
-                raise UsageError(f"a prompt has {len(row)} tokens, {self.name} takes {self.context}")
+            if len(row) >= self.context:
+                raise UsageError(
+                    f"a prompt has {len(row)} tokens; {self.name} takes {self.context}, its answer included"
+                )
         width = max(map(len, rows))
+        if "max_new_tokens" in options:
+            options["max_new_tokens"] = min(options["max_new_tokens"], self.context - width)
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.tensor([[pad] * (width - len(r)) + list(r) for r in rows], device=self.device)
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.device)
@@ -978,7 +997,8 @@ def _outcome(item: Item, encoded: Encoded, scores: scoring.Scores, per: Per) -> 
     logp, tokens = scores.logp.double(), tuple(len(o) for o in encoded.options)
     lengths = {"option": [1] * len(tokens), "token": tokens, "byte": [len(o.text.encode()) for o in item.options]}[per]
     p = (logp / torch.tensor(lengths, device=logp.device)).softmax(0)
-    mass = min(1.0, math.exp(float(scores.log_mass)))
+    mass = math.exp(float(scores.log_mass))
+    mass = 1.0 if mass > 1 else mass  # NaN stays what it is
     return Outcome(tuple(p.tolist()), mass, tuple(round(x, 5) for x in logp.tolist()), tokens)
 
 

@@ -90,6 +90,10 @@ def write_whole(path: Path, content: bytes) -> None:
             raise
 
 
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+
+
 class Lines:
     """An append-only JSONL file: a first line that identifies the run, then records, each flushed to the disk.
 
@@ -115,6 +119,8 @@ class Lines:
         with self.path.open("r+b") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
+                    if number == 1 and not _line(identity).startswith(line):
+                        raise self._foreign()
                     file.truncate(whole)
                     break
                 whole += len(line)
@@ -125,12 +131,17 @@ class Lines:
                         f"{self.path}, line {number} is damaged; move the folder away and run again"
                     ) from error
                 if number == 1:
+                    if not isinstance(value, dict):
+                        raise self._foreign()
                     differing = sorted(k for k in {*identity, *value} if identity.get(k) != value.get(k))
                     if differing:
                         raise AnotherRun(
                             f"{self.path.parent} holds another run: its {', '.join(differing)} differ; "
                             "give another --out"
                         )
+
+    def _foreign(self) -> RunError:
+        return RunError(f"{self.path} was not written by this command, and is left as it is; give another --out")
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         with self.path.open("rb") as file:
@@ -148,7 +159,7 @@ class Lines:
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
         """Write records, wait until the disk has them, and give their places."""
-        lines = [(json.dumps(r, ensure_ascii=False) + "\n").encode() for r in records]
+        lines = list(map(_line, records))
         ends = list(itertools.accumulate(map(len, lines), initial=self._sink.tell()))
         content = memoryview(b"".join(lines))
         with disk(self.path.parent):

@@ -47,7 +47,7 @@ def card(
             "given": {k: v for k, v in held.items() if k not in default or v != default[k]},
             "defaulted": {k: v for k, v in held.items() if k in default and v == default[k]},
         },
-        "model": {"id": model.name, "family": model.family, "fingerprint": model.fingerprint()},
+        "model": model.identity(),
         "strength": {"default": 1.0, **strength},
         "seed": seed,
         "data": data,

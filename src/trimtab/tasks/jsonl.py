@@ -172,8 +172,9 @@ def _rows(content: bytes, defects: _Defects) -> list[tuple[int, Any]]:
             rows.append((line, json.loads(text, object_pairs_hook=_Repeated)))
         except json.JSONDecodeError as error:
             defects.add(line, "", f"invalid JSON ({error.msg} at character {error.pos + 1})")
-        except RecursionError:
-            defects.add(line, "", "invalid JSON (nested too deeply)")
+        except (RecursionError, ValueError) as error:
+            why = "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
+            defects.add(line, "", f"invalid JSON ({why})")
     return rows
 
 

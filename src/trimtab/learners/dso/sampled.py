@@ -45,24 +45,33 @@ def answers(
 
 
 def majority_rewards(concepts: Sequence[Sequence[Item]], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-    """-1 for a concept's majority outcome among its answers, +1 for the other, 0 for neither or a tie."""
+    """-1 for a concept's majority outcome among its answers, +1 for the other, 0 for any other answer or a tie."""
     found: list[list[float]] = []
     for members in concepts:
         mine = answers[len(found) : len(found) + len(members)]
         outcomes = [[outcome(i, a) for a in some] for i, some in zip(members, mine, strict=True)]
         flat = [o for some in outcomes for o in some]
         lead = flat.count("pro") - flat.count("anti")
-        sign = {"pro": -1.0, "anti": 1.0, "neither": 0.0}
-        found += [[sign[o] * ((lead > 0) - (lead < 0)) for o in some] for some in outcomes]
+        sign = {"pro": -1.0, "anti": 1.0}
+        found += [[sign.get(o, 0.0) * ((lead > 0) - (lead < 0)) for o in some] for some in outcomes]
     return found
 
 
 def checked_rewards(reward: Reward, items: Sequence[Item], answers: Sequence[Sequence[str]]) -> list[list[float]]:
     """What the user's function says; raises UsageError unless it is one finite number for each answer."""
-    rewards = [[float(r) for r in reward(i, list(some))] for i, some in zip(items, answers, strict=True)]
-    counts = [len(some) for some in answers]
-    if [len(r) for r in rewards] != counts or not all(math.isfinite(x) for r in rewards for x in r):
-        raise UsageError("the reward function must return one finite number for each answer it is given")
+    rewards = []
+    for item, some in zip(items, answers, strict=True):
+        said = reward(item, list(some))
+        try:
+            mine = [float(r) for r in said]
+        except (TypeError, ValueError):  # one number, None, words
+            mine = []
+        if len(mine) != len(some) or not all(map(math.isfinite, mine)):
+            raise UsageError(
+                f"the reward function must return one finite number for each answer it is given; for {len(some)} "
+                f"answers to item '{item.id}' it returned {said!r:.80}"
+            )
+        rewards.append(mine)
     return rewards
 
 
