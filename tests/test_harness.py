@@ -128,6 +128,37 @@ def test_a_sweep_leaves_lm_evals_own_results(trimtab_cli, steering_folder, task_
         assert found["config"]["model_args"]["strength"] == float(strength)
 
 
+def test_a_cache_holds_one_strengths_answers_apart_from_anothers(trimtab_cli, steering_folder, task_folder):
+    """lm-eval's key is the request alone: a strength would be given the answers of the one before."""
+    out, spec = task_folder / "out", ("lm-eval", "--tasks", "animals", "--include_path", task_folder,
+            "--steering", steering_folder, "--dtype", "float32", "--batch_size", "4")  # fmt: skip
+    cached = (*spec, "--use_cache", task_folder / "cache")
+    for turn in ("first", "again"):
+        ran = trimtab_cli(*cached, "--strength", "0,1", "--output_path", out / turn)
+        assert ran.code == 0, ran.err
+    assert len({path.name for path in task_folder.glob("cache-*")}) == 2
+
+    def answers(turn: str, strength: str) -> list:
+        (file,) = (out / turn / f"strength-{strength}").rglob("results_*.json")
+        return json.loads(file.read_text())["results"]
+
+    for strength in ("0", "1"):
+        assert answers("first", strength) == answers("again", strength)
+
+
+def test_what_cannot_be_is_refused_before_the_first_strength_is_measured(trimtab_cli, steering_folder, task_folder):
+    spec = ("lm-eval", "--include_path", task_folder, "--dtype", "float32", "--output_path", task_folder / "out")
+    known = (*spec, "--tasks", "animals")
+    for words, says in (
+        ((*known, "--steering", steering_folder, "--strength", "0,5"), "outside the trained range"),
+        ((*known, "--model", "demo:smollm2", "--strength", "0,0.5"), "no steering to give strength 0.5 to"),
+        ((*spec, "--model", "demo:smollm2", "--tasks", "animalz"), "Tasks not found: animalz"),
+    ):
+        ran = trimtab_cli(*words)
+        assert ran.code == 2 and says in ran.error
+    assert not (task_folder / "out").exists()
+
+
 def test_arguments_that_would_choose_another_model_are_refused(trimtab_cli):
     refused = trimtab_cli("lm-eval", "--model", "demo:smollm2", "--model_args", "pretrained=x", "--tasks", "animals")
     assert refused.code == 2 and "--model_args" in refused.error

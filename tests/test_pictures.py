@@ -116,6 +116,20 @@ def test_a_transparent_colour_is_white_too(tmp_path):
     assert pixels(saved(tmp_path / "rgb.png", two(), transparency=BLUE)) == [[RED, WHITE]]
 
 
+def test_a_transparent_value_of_16_bit_grey_is_white_too(tmp_path):
+    path = tmp_path / "grey.png"
+    Image.fromarray(np.array([[0, 30_000]], np.uint16)).save(path, transparency=0)
+    if "transparency" not in Image.open(path).info:
+        pytest.skip("this Pillow writes no transparent value of 16 bits")
+    assert [pictures.opened(pictures.of_file(path)).getpixel((x, 0)) for x in (0, 1)] == [(255,) * 3, (117,) * 3]
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (2, 2), (9, 8, 7)).save("~x.png")
+    assert pictures.opened(pictures.of_file("~x.png")).getpixel((0, 0)) == (9, 8, 7)
+
+
 def test_the_orientation_of_the_camera_is_applied(tmp_path):
     """6: the camera was turned to the right, so the picture is turned back; 2: mirrored."""
     for orientation, expected in ((6, [[RED], [BLUE]]), (2, [[BLUE, RED]]), (1, [[RED, BLUE]])):

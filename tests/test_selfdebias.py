@@ -12,8 +12,8 @@ from trimtab import frontier, report, terminal, verdict
 from trimtab.errors import BadItem, UsageError
 from trimtab.evaluate import evaluate
 from trimtab.selfdebias import CHECK, REWRITE, first_answer, second_look
-from trimtab.testing import random_steering, tiny, tiny_task, write_tiny_folder
-from trimtab.types import Item, Message, Option, Outcome, Task
+from trimtab.testing import noise, random_steering, tiny, tiny_task, tiny_vision, write_tiny_folder
+from trimtab.types import IMAGE, Item, Message, Option, Outcome, Task
 
 OPTIONS = (Option("she", "pro", "women"), Option("he", "anti", "men"), Option("they", "neither"))
 PROMPT = Item("a", OPTIONS, "nurse", "said", True, prompt="The nurse said that")
@@ -27,6 +27,15 @@ def test_a_prompt_is_shown_with_its_continuation_the_request_and_once_more():
     assert replace(shown, prompt=PROMPT.prompt) == PROMPT
     assert second_look(replace(PROMPT, prompt="Said: "), "she").prompt == f"Said: she\n\n{REWRITE}\n\nSaid: "
     assert second_look(replace(PROMPT, prompt=""), "She came.").prompt == f"She came.\n\n{REWRITE}\n\n"
+
+
+def test_a_picture_is_shown_once():
+    """A prompt that is written twice has one picture, before both."""
+    model, shown = tiny_vision("llava", max_position_embeddings=1024), noise(20, 12, 1)
+    one = replace(PROMPT, prompt=f"{IMAGE} who is it?", images=(shown,))
+    again = second_look(one, "she")
+    assert again.prompt == f"{IMAGE} who is it? she\n\n{REWRITE}\n\nwho is it?" and again.images == (shown,)
+    assert sum(model.score([again])[0].p) == pytest.approx(1)
 
 
 def test_a_chat_gets_the_answer_as_the_models_turn_and_the_request_as_the_users():

@@ -8,10 +8,10 @@ import pytest
 
 from trimtab.errors import BadItem, MissingExtra, ModelError, NoChatTemplate, UsageError
 from trimtab.model import load
-from trimtab.pictures import of_file
+from trimtab.pictures import PIXELS, of_file
 from trimtab.steering import Steering
 from trimtab.testing import TINY_VISION_FAMILIES, noise, tiny, tiny_vision, write_tiny_vision_folder
-from trimtab.types import IMAGE, Item, Message, Option, Picture
+from trimtab.types import IMAGE, Example, Item, Message, Option, Picture
 
 OPTIONS = (Option("he", "pro"), Option("she", "anti"))
 
@@ -79,6 +79,36 @@ def test_an_image_that_cannot_be_opened_names_its_item(llava, tmp_path):
     broken.write_bytes(b"no image")
     with pytest.raises(BadItem, match=r"item 'who-7'.*broken\.png"):
         llava.score([item("who?", of_file(broken))])
+
+
+def test_words_that_stand_for_an_image_that_is_not_there_are_refused(llava, llama):
+    """A fluent answer about no picture would be worse."""
+    for ask in (
+        lambda: llava.generate(f"{IMAGE}who"),
+        lambda: llava.generate([Message("user", f"{IMAGE}who")]),
+        lambda: llava.logp([f"{IMAGE}who"]),
+        lambda: llava.example_tokens([Example(f"{IMAGE}who", "she")]),
+    ):
+        with pytest.raises(BadItem, match="says <image> and comes with no image"):
+            ask()
+    assert llama.generate(f"{IMAGE}who", max_new_tokens=2) is not None, "to a model of words it is a word"
+
+
+def test_a_thin_image_that_its_processor_would_enlarge_beyond_measure_is_refused(llava, tmp_path):
+    from PIL import Image
+
+    path, edge = tmp_path / "thin.png", llava.processor.image_processor.size["shortest_edge"]
+    long = PIXELS // edge**2 + 1
+    Image.new("L", (1, long)).save(path)
+    thin = item(f"{IMAGE}who", of_file(path))
+    with pytest.raises(BadItem, match=rf"1 x {long:,} pixels would become {edge**2 * long:,} for .*cut it"):
+        llava.encode([thin])
+
+
+def test_an_item_that_leaves_no_room_for_an_answer_is_named():
+    short = tiny_vision("llava", max_position_embeddings=64)
+    with pytest.raises(BadItem, match=r"item 'long' has \d+ tokens; .* takes 64, answer included"):
+        short.answer([item(f"{IMAGE}" + "x" * 90, noise(8, 8, 1), name="long")])
 
 
 def test_more_image_tokens_than_the_context_names_the_numbers():

@@ -460,10 +460,14 @@ class SteerableModel:
         """Raise BadItem where an item's words stand for images that it does not have."""
         if self.eyes is None or item.images:
             return
-        words = item.prompt if item.prompt is not None else "".join(m.content for m in item.messages or ())
-        for mark in (IMAGE, self.eyes.placeholder):
+        self.refuse_marks(item.prompt if item.prompt is not None else item.messages or (), f"item '{item.id}'")
+
+    def refuse_marks(self, prompt: Prompt, who: str) -> None:
+        """Raise BadItem where words that come with no image hold what stands for one: nothing would be seen there."""
+        words = prompt if isinstance(prompt, str) else "".join(m.content for m in prompt)
+        for mark in (IMAGE, self.eyes.placeholder) if self.eyes is not None else ():
             if mark in words:
-                raise BadItem(f"item '{item.id}' says {mark} and comes with no image; give it images, or other words")
+                raise BadItem(f"{who} says {mark} and comes with no image; give it images, or other words")
 
     def _require_eyes(self, item: Item | None = None) -> Eyes:
         if self.eyes is None:
@@ -497,6 +501,7 @@ class SteerableModel:
             if example.images:
                 continue
             chat = not isinstance(example.prompt, str)
+            self.refuse_marks(example.prompt, "an example")
             stem = self.render(example.prompt, instruction)
             texts.append(_answered(stem if chat else stem.rstrip(" "), example.answer, chat=chat))
         words = iter(self.tokens(texts))
@@ -700,6 +705,11 @@ class SteerableModel:
         prompts = [
             self.seen_tokens([self._shown(i, instruction)], i.images)[0] if i.images else next(plain) for i in items
         ]
+        for item, row in zip(items, prompts, strict=True):
+            if len(row) >= self.context:
+                raise BadItem(
+                    f"item '{item.id}' has {len(row)} tokens; {self.name} takes {self.context}, answer included"
+                )
         order = sorted(range(len(items)), key=lambda n: len(prompts[n]))
         found: dict[int, Outcome] = {}
         for start in range(0, len(order), rows_at_once):
@@ -717,6 +727,8 @@ class SteerableModel:
     def logp(self, texts: Sequence[str], *, given: str = "") -> list[Float[Tensor, " tokens"]]:
         """log P of each token of each text after its first, or of all of them after the words `given`."""
         self._require_a_strength_each(len(texts), "texts")
+        for text in (given, *texts):
+            self.refuse_marks(text, "a text")
         rows = self._rows if self._dials else None
         if not given:
             return scoring.sequence_logp(self.body, self.readout, self.tokens(texts), rows=rows)
@@ -939,6 +951,9 @@ class SteerableModel:
         return texts[0] if single else texts
 
     def _prompt_rows(self, prompts: Sequence[Prompt], shown: Sequence[tuple[Picture, ...]]) -> list[tuple[int, ...]]:
+        for prompt, images in zip(prompts, shown, strict=True):
+            if not images:
+                self.refuse_marks(prompt, "a prompt")
         examples = [Example(p if isinstance(p, str) else tuple(p), "", i) for p, i in zip(prompts, shown, strict=True)]
         words = iter(self.tokens([self.render(p) for p, images in zip(prompts, shown, strict=True) if not images]))
         return [self._seen_example(e, None) if e.images else next(words) for e in examples]

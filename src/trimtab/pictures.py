@@ -128,7 +128,10 @@ class _Flaw(Exception):
 
 
 def _absolute(path: str | Path) -> Path:
-    return Path(path).expanduser().absolute()
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:  # "~name" of nobody here is a file's name
+        return Path(path).absolute()
 
 
 def _scheme(picture: Picture) -> str | None:
@@ -223,7 +226,9 @@ def _rgb(image: Any) -> Image:
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16-bit grey, which a PNG was as "I" in older Pillow
-        grey = (np.asarray(image).astype(np.int64).clip(0, 65535) + 128) // 257
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        clear = image.info.get("transparency")
+        grey = np.where(values == clear, 255, (values + 128) // 257)
         image = Image.fromarray(grey.astype(np.uint8))
     if image.has_transparency_data:
         above = image.convert("RGBA")

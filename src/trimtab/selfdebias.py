@@ -2,7 +2,7 @@
 
     first      the likeliest option (or what it generated) to the item as it is
     shown      a chat:    the chat, the first answer as the assistant's, CHECK as the user's
-               a prompt:  the prompt and the first answer, REWRITE, and the prompt once more
+               a prompt:  the prompt and the first answer, REWRITE, and the prompt's words once more
     measured   the options after that, as those of any item
 
 No steering and no learning: what a practitioner can do with a prompt. Where it departs from its sources, and why:
@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from trimtab.types import Item, Message, Outcome
+from trimtab.types import IMAGE, Item, Message, Outcome
 
 ARM = "self-debias"
 CHECK = (
@@ -54,7 +54,9 @@ def second_look(item: Item, answer: str) -> Item:
     stem = item.prompt.rstrip(" ")
     # One space, as between a prompt and any of its options.
     space = "" if not stem or stem[-1:].isspace() or answer[:1].isspace() else " "
-    return replace(item, prompt=f"{stem}{space}{answer}\n\n{REWRITE}\n\n{item.prompt}")
+    # Pictures are shown once: they stand before both.
+    again = item.prompt.replace(IMAGE, "").lstrip() if item.images else item.prompt
+    return replace(item, prompt=f"{stem}{space}{answer}\n\n{REWRITE}\n\n{again}")
 
 
 def at_its_longest(item: Item) -> Item:

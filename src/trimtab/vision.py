@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from trimtab import caches, sites
 from trimtab.errors import BadItem, MissingExtra, ModelError
-from trimtab.pictures import opened
+from trimtab.pictures import PIXELS, opened
 from trimtab.steering import acting
 from trimtab.types import IMAGE, Picture
 
@@ -349,11 +349,27 @@ class Eyes:
         if self.sight.blocks == "prefix":
             # Its processor puts one behind the images, whatever a template has begun with.
             text = text.removeprefix(self.processor.tokenizer.bos_token or "")
+        self._refuse_thin(images)
         try:
             return self.processor(text=[text], images=[list(images)], add_special_tokens=False, return_tensors="pt")
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
             what = " ".join(str(error).split())[:200]
             raise BadItem(f"the processor of {self.name} refuses these images or this text: {what}") from error
+
+    def _refuse_thin(self, images: Sequence[Any]) -> None:
+        """Raise BadItem for an image that the processor, which sets its shorter side, would enlarge beyond measure."""
+        size = getattr(getattr(self.processor, "image_processor", None), "size", None) or {}
+        edge = dict(size).get("shortest_edge")
+        if not edge or dict(size).get("longest_edge"):  # where both are there they count pixels, and bound the whole
+            return
+        for image in images:
+            width, height = image.size
+            made = edge * edge * max(width, height) // min(width, height)
+            if made > PIXELS:
+                raise BadItem(
+                    f"an image of {width:,} x {height:,} pixels would become {made:,} for {self.name}, more than "
+                    f"{PIXELS:,}; cut it"
+                )
 
     def _inputs_of(self, image: Any, among: bool) -> Any:
         many = 2 if among else 1

@@ -122,7 +122,8 @@ class SteeredAPI(ModelAPI):  # type: ignore[misc]
             # inspect's cache knows a model by its name and this, not by its arguments: without it one strength would
             # be given another's answers.
             tensors = card.get("tensors", {}).get("sha256", "")[:16]
-            self.base_url = f"trimtab:{revision}:{self.model.dtype}:{tensors}:{self.strength!r}"
+            positions = card.get("positions", "all")
+            self.base_url = f"trimtab:{revision}:{self.model.dtype}:{tensors}:{positions}:{self.strength!r}"
         except TrimtabError as error:
             raise Refused(error) from error
 
@@ -210,6 +211,8 @@ class SteeredAPI(ModelAPI):  # type: ignore[misc]
             turns.append(Message(message.role, message.text))
         # As an instruction it goes into the first user turn where the template refuses a system turn.
         system = turns[0].content if len(turns) > 1 and turns[0].role == "system" else None
+        for turn in turns:
+            self.model.refuse_marks(turn.content, f"a {turn.role} message")
         text = self.model.render(turns if system is None else turns[1:], system)
         return self.model.tokens([text])[0]
 

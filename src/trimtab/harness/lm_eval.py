@@ -10,6 +10,7 @@ the same numbers as `--model hf` at strength 0.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ import torch
 from trimtab import artifact
 from trimtab.errors import MissingExtra, UsageError
 from trimtab.model import SteerableModel, load
+from trimtab.steering import Steering
 
 try:
     from lm_eval.api.registry import register_model
@@ -45,14 +47,15 @@ class SteeredLM(HFLM):  # type: ignore[misc]
     """HFLM with a dial: `--model trimtab --model_args pretrained=M,steering=DIR,strength=0.5`.
 
     `pretrained` takes what `trimtab.load` takes, and may be left out where the steering's card names its model. Only
-    the newest instance is steered. Raises what `trimtab.load`, `trimtab.read` and `SteerableModel.steer` raise.
+    the newest instance is steered; the strength is 1 where none is given. Raises what `trimtab.load`, `trimtab.read`
+    and `SteerableModel.steer` raise, and UsageError for a strength without a steering.
     """
 
     def __init__(
         self,
         pretrained: str | None = None,
         steering: str | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
         dtype: str | None = None,
         device: str | None = None,
         revision: str | None = None,
@@ -61,19 +64,32 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         read = artifact.read(steering) if steering else None
-        name = pretrained or (read.card.get("model", {}).get("id") if read is not None else None)
-        if name is None:
-            raise UsageError("no model: give pretrained=MODEL, or a steering whose card names one")
-        # lm-eval says cuda where nobody chose a device, whether there is one or not.
-        where = None if device is None or (device.startswith("cuda") and not torch.cuda.is_available()) else device
-        self.steerable = _loaded(str(name), None if dtype in (None, "auto") else dtype, where, revision)
+        turned = (0.0 if read is None else 1.0) if strength is None else float(strength)
+        _require_a_steering(read, [turned])
+        self.steerable = _model(read, pretrained, dtype, device, revision)
         _attached.close()
-        if read is not None and strength:
+        if read is not None and turned:
             self.dial = _attached.enter_context(
-                self.steerable.steer(read, float(strength), beyond_range=beyond_range, other_weights=other_weights)
+                self.steerable.steer(read, turned, beyond_range=beyond_range, other_weights=other_weights)
             )
         options.setdefault("max_length", self.steerable.context)
         super().__init__(pretrained=self.steerable.hf, tokenizer=self.steerable.tokenizer, **options)
+
+
+def _require_a_steering(read: Steering | None, strengths: Sequence[float]) -> None:
+    if read is None and any(strengths):
+        raise UsageError(f"there is no steering to give strength {max(strengths, key=abs):g} to; add --steering DIR")
+
+
+def _model(
+    read: Steering | None, name: str | None, dtype: str | None, device: str | None, revision: str | None
+) -> SteerableModel:
+    name = name or (read.card.get("model", {}).get("id") if read is not None else None)
+    if name is None:
+        raise UsageError("no model: give pretrained=MODEL, or a steering whose card names one")
+    # lm-eval says cuda where nobody chose a device, whether there is one or not.
+    where = None if device is None or (device.startswith("cuda") and not torch.cuda.is_available()) else device
+    return _loaded(str(name), None if dtype in (None, "auto") else dtype, where, revision)
 
 
 def run(
@@ -87,8 +103,10 @@ def run(
 ) -> None:
     """`lm-eval run` with `arguments` once for each strength; several write into `output/strength-S`.
 
-    Raises UsageError where the arguments choose another model than ours, and SystemExit as lm-eval does for arguments
-    that it refuses.
+    A cache of answers (`--use_cache`) is kept apart for each model, dtype, steering and strength: lm-eval's own key is
+    the request alone. Raises UsageError where the arguments choose another model than ours, for a task that lm-eval
+    does not know and for a strength without a steering, what steering with any of the strengths would raise, before
+    the first is measured, and SystemExit as lm-eval does for arguments that it refuses.
     """
     from lm_eval.__main__ import cli_evaluate
 
@@ -96,6 +114,13 @@ def run(
         raise UsageError(
             f"{', '.join(sorted(taken))} is set by trimtab lm-eval; use --model NAME before, and --steering"
         )
+    read = artifact.read(steering) if steering else None
+    _require_a_steering(read, strengths)
+    made = _model(read, model, *(options.get(name) for name in ("dtype", "device", "revision")))
+    allowing = {name: bool(options.get(name)) for name in ("beyond_range", "other_weights")}
+    if read is not None:
+        for strength in strengths:
+            made.require(read, strength, **allowing)
     for strength in strengths:
         chosen = {"pretrained": model, "steering": steering, "strength": strength, **options, "device": None}
         given = json.dumps({k: v for k, v in chosen.items() if v is not None})
@@ -103,10 +128,30 @@ def run(
         into = ["--output_path", str(where)] if where is not None else []
         into += ["--device", str(options["device"])] if options.get("device") else []
         try:
-            with _argv(["lm-eval", "run", "--model", "trimtab", "--model_args", given, *arguments, *into]):
+            words = _with_a_cache_of_its_own(arguments, made, read, strength)
+            with _argv(["lm-eval", "run", "--model", "trimtab", "--model_args", given, *words, *into]):
                 cli_evaluate()
+        except ValueError as error:
+            if "Tasks not found" in str(error):
+                raise UsageError(f"{' '.join(str(error).split())[:300]} (lm-eval ls tasks lists them)") from error
+            raise
         finally:
             _attached.close()
+
+
+def _with_a_cache_of_its_own(
+    arguments: Sequence[str], model: SteerableModel, steering: Steering | None, strength: float
+) -> list[str]:
+    answers_by = [model.fingerprint(), str(model.dtype), strength]
+    answers_by += [steering.digest(), steering.positions] if steering is not None and strength else []
+    mark = hashlib.sha256(json.dumps(answers_by).encode()).hexdigest()[:12]
+    words = list(arguments)
+    for n, word in enumerate(words):
+        if word.startswith(("--use_cache=", "-c=")):
+            words[n] = f"{word}-{mark}"
+        elif word in ("--use_cache", "-c") and n + 1 < len(words):
+            words[n + 1] = f"{words[n + 1]}-{mark}"
+    return words
 
 
 @contextmanager
