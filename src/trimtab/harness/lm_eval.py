@@ -14,14 +14,14 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trimtab import artifact
-from trimtab.errors import MissingExtra, UsageError
+from trimtab.errors import MissingExtra, SteeringError, UsageError
 from trimtab.model import SteerableModel, load
 from trimtab.steering import Steering
 
@@ -127,8 +127,8 @@ def run(
         where = output / f"strength-{strength:g}" if output is not None and len(strengths) > 1 else output
         into = ["--output_path", str(where)] if where is not None else []
         into += ["--device", str(options["device"])] if options.get("device") else []
+        words = _with_a_cache_of_its_own(arguments, made, read, strength)
         try:
-            words = _with_a_cache_of_its_own(arguments, made, read, strength)
             with _argv(["lm-eval", "run", "--model", "trimtab", "--model_args", given, *words, *into]):
                 cli_evaluate()
         except ValueError as error:
@@ -136,7 +136,9 @@ def run(
                 raise UsageError(f"{' '.join(str(error).split())[:300]} (lm-eval ls tasks lists them)") from error
             raise
         finally:
-            _attached.close()
+            # Where all answers were in its cache the model was not run, and a dial that did nothing is no mistake.
+            with suppress(SteeringError) if words != list(arguments) else nullcontext():
+                _attached.close()
 
 
 def _with_a_cache_of_its_own(
