@@ -291,7 +291,7 @@ class SteerableModel:
         stated = None if other_weights else made_for.get("fingerprint")
         if stated is not None and stated != self.fingerprint():
             learned, own = made_for.get("dtype", ""), str(self.dtype).removeprefix("torch.")
-            half = learned != own and "float16" in (learned, own)
+            half = bool(learned) and learned != own and "float16" in (learned, own)
             hint = f" (learned in {learned}, here {own}: float16 changes them; give --dtype {learned})" if half else ""
             raise FingerprintMismatch(
                 f"the steering was learned on {made_for.get('id')} with fingerprint {stated[:12]}, "

@@ -144,15 +144,20 @@ def run(
 def _with_a_cache_of_its_own(
     arguments: Sequence[str], model: SteerableModel, steering: Steering | None, strength: float
 ) -> list[str]:
+    words = list(arguments)
+    places = [
+        n if "=" in word else n + 1
+        for n, word in enumerate(words)
+        # argparse takes the beginning of a name for it; --use is the shortest that means this one.
+        if (name := word.partition("=")[0]) == "-c" or (len(name) > 4 and "--use_cache".startswith(name))
+    ]
+    if not places:
+        return words
     answers_by = [model.fingerprint(), str(model.dtype), strength]
     answers_by += [steering.digest(), steering.positions] if steering is not None and strength else []
     mark = hashlib.sha256(json.dumps(answers_by).encode()).hexdigest()[:12]
-    words = list(arguments)
-    for n, word in enumerate(words):
-        if word.startswith(("--use_cache=", "-c=")):
-            words[n] = f"{word}-{mark}"
-        elif word in ("--use_cache", "-c") and n + 1 < len(words):
-            words[n + 1] = f"{words[n + 1]}-{mark}"
+    for n in places:
+        words[n : n + 1] = [f"{path}-{mark}" for path in words[n : n + 1]]
     return words
 
 
