@@ -53,8 +53,6 @@ STEPS = {"pronoun": 200, "winobias": 60, "bbq": 40}
 step takes many times as long. Chosen for the time that they take, before any result was seen."""
 DRAWN = {"bbq": {"concepts_per_step": 10, "items_per_template": 2}}
 """What a step of DSO and of LoRA draws where the default, which fits short prompts, would take minutes."""
-SEARCHED = ("lineas", "linear-act", "leace", "caa", "pca", "iti", "isv", "sve")
-"""Methods whose strengths are searched."""
 UNDRAWN = ("instruction", "self-debias")
 """Methods in which nothing is drawn: one seed says what three would, as these tasks' splits are fixed."""
 SIZES = {"bbq": (100, 200)}
@@ -92,8 +90,6 @@ STOPS = tuple(round((n + 1) / BUDGET, 4) for n in range(BUDGET))
 """Strengths of what was learned for a dial from 0 to 1."""
 FACTOR = 4.0
 """What a strength is multiplied or divided by until both a cheap and a dear one are known."""
-TUNING = "searched"
-"""Of a unit whose method has its strengths searched: units from before, with fixed ones up to 2, are computed anew."""
 
 
 @dataclass(frozen=True)
@@ -374,7 +370,7 @@ def run(case: Case, name: str, limits: tuple[int, int]) -> dict[str, Any]:
     found = priced(test, case.task, case.seed)
     whole = frontier.area(found, worst=max(COSTS) / 100)
     return {
-        "method": name, "variant": best.name, **({"tuning": TUNING} if best.tries else {}),
+        "method": name, "variant": best.name,
         "evaluations": sum(len(p) - 1 for *_, p in tried), "validation_area": area,
         "area": {"value": whole.value, "low": whole.low, "high": whole.high},
         "left": {f"{c:g}": left(found[cheapest(seen, c)], found[0]) for c in COSTS},
@@ -405,11 +401,6 @@ def units_in(out: Path) -> list[dict[str, Any]]:
 def usual(task: str) -> list[int]:
     """How many validation and test items a task is measured on where nothing else is asked for."""
     return list(SIZES.get(task, (200, 400)))
-
-
-def old(unit: dict[str, Any]) -> bool:
-    """Whether its method has its strengths searched now, and had them fixed when it was computed."""
-    return unit["method"] in SEARCHED and unit.get("tuning") != TUNING
 
 
 def table(units: Sequence[dict[str, Any]]) -> str:
@@ -478,8 +469,7 @@ def _cell(units: Sequence[dict[str, Any]]) -> str:
     low, high = ([u["left"][f"{c:g}"] for u in units] for c in COSTS)
     at_low = f"{100 * statistics.mean(f['value'] for f in low):.0f}"
     at_high = _mean(high, 100, "") if any(f["low"] != f["high"] for f in high) else "100"
-    mark = " †" if any(map(old, units)) else ""
-    return f"{at_low}; {at_high}; {statistics.mean(u['area']['value'] for u in units):.2f}{mark}"
+    return f"{at_low}; {at_high}; {statistics.mean(u['area']['value'] for u in units):.2f}"
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -522,7 +512,7 @@ def main() -> None:
 
     seeds = [int(seed) for seed in args.seeds.split(",")]
     wanted = itertools.product(args.models.split(","), seeds, args.tasks.split(","), args.methods.split(","))
-    there = {(u["model"], u["seed"], u["task"], u["method"]) for u in there_are() if not old(u)}
+    there = {(u["model"], u["seed"], u["task"], u["method"]) for u in there_are()}
     models: dict[str, SteerableModel] = {}
     cases: dict[str, Case] = {}
     for name, seed, task_name, method in () if args.table else wanted:
