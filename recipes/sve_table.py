@@ -29,7 +29,7 @@ from pathlib import Path
 
 import trimtab
 from trimtab import artifact, contrasts, ensemble
-from trimtab.evaluate import evaluate
+from trimtab.evaluate import Evaluation, evaluate
 from trimtab.learners.contrast import PCA
 from trimtab.model import SteerableModel
 from trimtab.runs import write_whole
@@ -98,16 +98,21 @@ def merged(model: SteerableModel, members: Sequence[ensemble.Member], args: argp
     return ensemble.Member("merged", steering, statistics.mean(abs(m.strength) for m in members))
 
 
-def measured(model: SteerableModel, task: str, who: ensemble.Member | None, args: argparse.Namespace) -> Figure:
-    """Accuracy, s_AMB where the task has it, and n, of the model under one steering at its strength."""
-    strengths = [who.strength] if who else []
-    loaded = trimtab.task(task, data=args.data, seed=args.seed)
-    seen = evaluate(
-        model, loaded, who.steering if who else None, strengths, seed=args.seed, limit=args.test, controls=False,
-        samples=(), resamples=1000, beyond_range=True, neutral=args.out / NEUTRAL,
+def measured(
+    model: SteerableModel, task: str, who: ensemble.Member | None, args: argparse.Namespace, base: Evaluation | None
+) -> Evaluation:
+    """The model under one steering at its strength, or as it is; a base that was measured is not measured again."""
+    return evaluate(
+        model, trimtab.task(task, data=args.data, seed=args.seed), who.steering if who else None,
+        [who.strength] if who else [], seed=args.seed, limit=args.test, controls=False, samples=(), resamples=1000,
+        kl=False, base=base, beyond_range=True, neutral=args.out / NEUTRAL,
     )  # fmt: skip
-    at = strengths[0] if strengths else 0.0
-    rows = {r["metric"]: r for r in seen.results if r["strength"] == at and r["task"] == loaded.name}
+
+
+def figure(seen: Evaluation, strength: float) -> Figure:
+    """Accuracy, its half width, s_AMB where the task has it, and n, of the whole task at a strength."""
+    (whole,) = seen.identity["tasks"]
+    rows = {r["metric"]: r for r in seen.results if r["strength"] == strength and r["task"] == whole}
     right = [rows[name] for name in RIGHT if name in rows]
     half = [(r["high"] - r["low"]) / 2 for r in right]
     told: Figure = {
@@ -212,11 +217,18 @@ def compute(units: dict[str, Figure], notes: Path, args: argparse.Namespace) -> 
     passages = (f"The road follows the river for {n} miles, and then it climbs into the hills." for n in range(20))
     write_whole(args.out / NEUTRAL, "\n\n".join(passages).encode())
 
+    bases: dict[str, Evaluation] = {}
+
     def add(key: str, task: str, who: ensemble.Member | None) -> None:
-        if key not in units:
-            units[key] = measured(model, task, who, args)
-            write_whole(notes, (json.dumps(units, indent=1) + "\n").encode())
-            print(f"{(time.monotonic() - begun) / 60:5.1f} min  {key}: {units[key]['accuracy']:.3f}", flush=True)
+        if key in units:
+            return
+        if task not in bases:
+            bases[task] = measured(model, task, None, args, None)
+        units[key] = (
+            figure(measured(model, task, who, args, bases[task]), who.strength) if who else figure(bases[task], 0.0)
+        )
+        write_whole(notes, (json.dumps(units, indent=1) + "\n").encode())
+        print(f"{(time.monotonic() - begun) / 60:5.1f} min  {key}: {units[key]['accuracy']:.3f}", flush=True)
 
     members = [found(model, axis, args) for axis in tested(args)]
     made = {

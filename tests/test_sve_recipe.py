@@ -7,6 +7,7 @@ import json
 import pytest
 
 from conftest import script
+from trimtab.evaluate import Evaluation
 
 recipe = script("recipes/sve_table.py")
 
@@ -26,3 +27,16 @@ def test_a_folder_is_of_one_model_and_of_one_size(tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit, match=r"model demo:smollm2, not other/model; trials 12, not 20"):
         ran("--model", "other/model")
     assert "`demo:smollm2`, bbq:cloze, seed 0, 12 trials" in ran("--table", "--model", "other/model", "--seed", "7")
+
+
+def test_a_figure_is_of_the_whole_task_at_its_strength():
+    """All of BBQ has rows of its categories too, and the base's: the same metrics of fewer items, or of another arm."""
+
+    def row(task: str, strength: float, value: float, n: int) -> list[dict[str, object]]:
+        told = {"task": task, "strength": strength, "value": value, "low": value - 0.1, "high": value + 0.1, "n": n}
+        return [{"metric": name, **told} for name in recipe.RIGHT]
+
+    rows = [*row("bbq", 0.5, 0.25, 150), *row("bbq.Age", 0.5, 0.75, 7), *row("bbq", 0.0, 0.5, 150)]
+    seen = Evaluation(tuple(rows), (), (), (), identity={"tasks": {"bbq": "digest"}})
+    assert recipe.figure(seen, 0.5) == pytest.approx({"accuracy": 0.25, "half": 0.1, "n": 300})
+    assert recipe.figure(seen, 0.0)["accuracy"] == 0.5
