@@ -224,9 +224,8 @@ def compute(units: dict[str, Figure], notes: Path, args: argparse.Namespace) -> 
             return
         if task not in bases:
             bases[task] = measured(model, task, None, args, None)
-        units[key] = (
-            figure(measured(model, task, who, args, bases[task]), who.strength) if who else figure(bases[task], 0.0)
-        )
+        seen = measured(model, task, who, args, bases[task]) if who else bases[task]
+        units[key] = figure(seen, who.strength if who else 0.0)
         write_whole(notes, (json.dumps(units, indent=1) + "\n").encode())
         print(f"{(time.monotonic() - begun) / 60:5.1f} min  {key}: {units[key]['accuracy']:.3f}", flush=True)
 
